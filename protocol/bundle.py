@@ -1,0 +1,230 @@
+"""The policy bundle: one file that holds a network, how to feed it, and proof of what it answers.
+
+A bundle is an uncompressed zip of ``manifest.json``, ``policy.onnx`` and ``golden.npz``, with fixed time stamps, so
+that equal content gives equal bytes. ``policy_id`` is the sha256 of the manifest without itself; the manifest holds the
+sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import RoverError
+from protocol.spec import RobotSpec, SpecError, TaskSpec, canonical_hash
+from protocol.transform import InputTransform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+FORMAT = 1
+ONNX = "policy.onnx"
+GOLDEN = "golden.npz"
+MANIFEST = "manifest.json"
+MAX_BUNDLE_BYTES = 256 << 20
+GOLDEN_COUNT = 8
+GOLDEN_TOLERANCE = 1e-3
+"""Largest difference of a pre-tanh mean between trainer and robot, float32 networks."""
+FloatArray = npt.NDArray[np.float32]
+
+
+class BundleError(RoverError):
+    """A bundle is damaged, incomplete, or not for this robot."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of its policy.
+
+    ``log_std`` is the exploration's log standard deviation per action element, constant for the bundle. ``inputs`` and
+    ``outputs`` are (name, shape, dtype) of the graph, batch size 1.
+    """
+
+    counter: int
+    """Orders the policies of a run; identity is ``policy_id``."""
+    parent: str
+    run_id: str
+    robot: dict[str, Any]
+    task: dict[str, Any]
+    transform: dict[str, Any]
+    runner: str
+    inputs: list[list[Any]]
+    outputs: list[list[Any]]
+    control_rate_hz: float
+    action_repeat: int
+    action_delay_ms: float
+    action_low: list[float]
+    action_high: list[float]
+    log_std: list[float]
+    files: dict[str, str]
+    weights_sha256: str
+    """Hash of the exported weights: a different policy has a different one."""
+    keys_sha256: str
+    """Hash of the sorted parameter names and shapes."""
+    update: int = 0
+    decisions: int = 0
+    checkpoint: str = ""
+    code_version: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def policy_id(self) -> str:
+        """Content hash of the policy (sha256, hex)."""
+        return canonical_hash(asdict(self))
+
+    def to_json(self) -> bytes:
+        """Return the manifest file, with ``policy_id`` in it."""
+        return json.dumps({"policy_id": self.policy_id, **asdict(self)}, sort_keys=True, indent=1).encode()
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Recorded network inputs and the means that the trainer computed for them.
+
+    image: float32[G, C, H, W] (C may be 0); vector: float32[G, n]; mean: float32[G, a], pre-tanh.
+    """
+
+    image: FloatArray
+    vector: FloatArray
+    mean: FloatArray
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory."""
+
+    manifest: Manifest
+    onnx: bytes
+    golden: Golden
+
+    @property
+    def policy_id(self) -> str:
+        """Content hash of the policy."""
+        return self.manifest.policy_id
+
+    @property
+    def transform(self) -> InputTransform:
+        """The input transform that the policy was trained with."""
+        return InputTransform.from_map(self.manifest.transform)
+
+
+def golden_bytes(golden: Golden) -> bytes:
+    """Return golden.npz as bytes, equal for equal arrays."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in ("image", "vector", "mean"):
+            array = io.BytesIO()
+            np.lib.format.write_array(array, np.ascontiguousarray(getattr(golden, name)), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), array.getvalue())
+    return out.getvalue()
+
+
+def pack_bundle(manifest: Manifest, onnx: bytes, golden: bytes) -> bytes:
+    """Return the bundle file; raises BundleError unless the manifest holds the hashes of both files."""
+    contents = {ONNX: onnx, GOLDEN: golden}
+    _check_files(manifest, contents)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in ((MANIFEST, manifest.to_json()), *contents.items()):
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return out.getvalue()
+
+
+def unpack_bundle(content: bytes) -> Bundle:
+    """Verify a bundle file and return it; raises BundleError that names what is wrong."""
+    if len(content) > MAX_BUNDLE_BYTES:
+        raise BundleError(f"bundle: {len(content)} bytes, at most {MAX_BUNDLE_BYTES} are allowed")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for each in archive.infolist():
+                if each.compress_type != zipfile.ZIP_STORED or each.file_size > len(content):
+                    raise BundleError(f"bundle: {each.filename} is compressed or larger than the bundle")
+            values = json.loads(archive.read(MANIFEST))
+            contents = {name: archive.read(name) for name in (ONNX, GOLDEN)}
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, NotImplementedError) as error:
+        raise BundleError(f"bundle of {len(content)} bytes: {error}") from error
+    manifest = _manifest(values)
+    _check_files(manifest, contents)
+    return Bundle(manifest, contents[ONNX], _golden(contents[GOLDEN]))
+
+
+def check_fit(bundle: Bundle, robot: RobotSpec, task: TaskSpec) -> None:
+    """Raise BundleError, naming every difference, unless the bundle is for this robot and task."""
+    manifest = bundle.manifest
+    try:
+        differences = robot.differences(RobotSpec.from_map(manifest.robot))
+        differences += task.differences(TaskSpec.from_map(manifest.task))
+        transform = bundle.transform
+    except SpecError as error:
+        raise BundleError(f"policy {bundle.policy_id[:12]}: {error}") from error
+    if manifest.runner != "single":
+        differences.append(f"runner: single here, {manifest.runner} there")
+    if differences:
+        raise BundleError(f"policy {bundle.policy_id[:12]} is for another robot: " + "; ".join(differences))
+    if len(manifest.log_std) != len(robot.action) or not np.isfinite(manifest.log_std).all():
+        raise BundleError(f"policy {bundle.policy_id[:12]}: log_std {manifest.log_std} for {len(robot.action)} actions")
+    golden = bundle.golden
+    shapes = (golden.image.shape[1:], golden.vector.shape[1:], golden.mean.shape[1:])
+    expected = ((transform.channels, transform.height, transform.width), (transform.size,), (len(robot.action),))
+    if shapes != expected or not len(golden.image) == len(golden.vector) == len(golden.mean) > 0:
+        raise BundleError(f"policy {bundle.policy_id[:12]}: golden arrays {shapes}, expected {expected}")
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that it becomes visible whole: beside, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _manifest(values: Mapping[str, Any]) -> Manifest:
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise BundleError(f"manifest: format {values.get('format') if isinstance(values, dict) else values!r} unknown")
+    stated = values.pop("policy_id", None)
+    try:
+        manifest = Manifest(**{k: v for k, v in values.items() if k in Manifest.__dataclass_fields__})
+    except TypeError as error:
+        raise BundleError(f"manifest: {error}") from error
+    if stated != manifest.policy_id:
+        raise BundleError(f"manifest: policy_id {str(stated)[:12]} does not match its content")
+    return manifest
+
+
+def _check_files(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    for name, content in contents.items():
+        digest = hashlib.sha256(content).hexdigest()
+        if manifest.files.get(name) != digest:
+            raise BundleError(f"bundle: {name} has sha256 {digest[:12]}, manifest says {manifest.files.get(name)}")
+
+
+def _golden(content: bytes) -> Golden:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            golden = Golden(**{name: arrays[name] for name in ("image", "vector", "mean")})
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise BundleError(f"{GOLDEN}: {error}") from error
+    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in (golden.image, golden.vector, golden.mean)):
+        raise BundleError(f"{GOLDEN}: arrays are not finite float32")
+    return golden

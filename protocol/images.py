@@ -1,0 +1,227 @@
+"""Encode RGB frames as JPEG and depth frames losslessly, and check every size before anything is allocated.
+
+Depth codecs (a codec id travels with each frame): ``delta`` is left difference, byte split, zstd; ``palette`` ranks the
+distinct values first and takes a 2-D difference of the ranks, which wins where the camera quantises disparity.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+import zstandard
+
+from protocol.errors import RoverError
+
+Bytes = npt.NDArray[np.uint8]
+Depth = npt.NDArray[np.int16]
+
+JPEG = "jpeg"
+DELTA = "delta"
+PALETTE = "palette"
+RAW = "raw"
+DEPTH_CODECS = (DELTA, PALETTE, RAW)
+CODECS = (JPEG, *DEPTH_CODECS)
+
+QUALITY = 85
+MAX_PALETTE = 2048
+"""More distinct depths than this and the palette no longer pays."""
+TRIAL_EVERY = 64
+"""Every so many frames both depth codecs are tried and the smaller one kept until the next trial."""
+LEVEL = 1
+
+
+class ImageError(RoverError):
+    """A frame cannot be encoded, or its bytes are not a frame of the expected size."""
+
+
+class JpegLibrary(Protocol):
+    """What both JPEG libraries are reduced to."""
+
+    name: str
+
+    def encode(self, rgb: Bytes) -> bytes:
+        """Return the JPEG of uint8[H, W, 3]."""
+
+    def size(self, jpeg: bytes) -> tuple[int, int]:
+        """Return (height, width) from the header alone; raises ValueError or OSError."""
+
+    def decode(self, jpeg: bytes, out: Bytes) -> None:
+        """Decode into uint8[H, W, 3]; raises ValueError or OSError."""
+
+
+class _SimpleJpeg:
+    name = "simplejpeg"
+
+    def encode(self, rgb: Bytes) -> bytes:
+        return bytes(simplejpeg.encode_jpeg(rgb, quality=QUALITY, colorspace="RGB", colorsubsampling="420"))
+
+    def size(self, jpeg: bytes) -> tuple[int, int]:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+        return int(height), int(width)
+
+    def decode(self, jpeg: bytes, out: Bytes) -> None:
+        simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out)
+
+
+class _PyTurboJpeg:
+    name = "PyTurboJPEG"
+
+    def __init__(self) -> None:
+        import turbojpeg  # noqa: PLC0415 - loads the system's libturbojpeg, which may be absent
+
+        self._rgb: int = turbojpeg.TJPF_RGB
+        self._420: int = turbojpeg.TJSAMP_420
+        self._library: Any = turbojpeg.TurboJPEG()
+
+    def encode(self, rgb: Bytes) -> bytes:
+        return bytes(self._library.encode(rgb, quality=QUALITY, pixel_format=self._rgb, jpeg_subsample=self._420))
+
+    def size(self, jpeg: bytes) -> tuple[int, int]:
+        width, height, _, _ = self._library.decode_header(jpeg)
+        return int(height), int(width)
+
+    def decode(self, jpeg: bytes, out: Bytes) -> None:
+        self._library.decode(jpeg, pixel_format=self._rgb, dst=out)
+
+
+@lru_cache(maxsize=1)
+def jpeg_library() -> JpegLibrary:
+    """Return PyTurboJPEG where the system's libturbojpeg is installed and fits it, else simplejpeg."""
+    if ctypes.util.find_library("turbojpeg"):
+        try:
+            return _PyTurboJpeg()
+        except (ImportError, OSError, RuntimeError, AttributeError):  # a libturbojpeg that PyTurboJPEG cannot drive
+            return _SimpleJpeg()
+    return _SimpleJpeg()
+
+
+def encode_rgb(rgb: Bytes) -> bytes:
+    """Return uint8[H, W, 3] as JPEG, quality 85, 4:2:0."""
+    return jpeg_library().encode(rgb)
+
+
+def decode_rgb(jpeg: bytes, out: Bytes) -> None:
+    """Decode a JPEG into ``out``, uint8[H, W, 3]; raises ImageError unless the header says exactly that size."""
+    try:
+        size = jpeg_library().size(jpeg)
+        if size != out.shape[:2]:
+            raise ImageError(f"JPEG header: {size[0]}x{size[1]} pixels, expected {out.shape[0]}x{out.shape[1]}")
+        jpeg_library().decode(jpeg, out)
+    except (ValueError, OSError) as error:
+        raise ImageError(f"JPEG of {len(jpeg)} bytes: {error}") from error
+
+
+class DepthEncoder:
+    """Choose the depth codec of one camera frame by frame; not thread-safe."""
+
+    def __init__(self) -> None:
+        """Start with a trial on the first frame."""
+        self._frames = 0
+        self._codec = DELTA
+        self._zstd = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
+
+    def encode(self, depth: Depth) -> tuple[str, bytes]:
+        """Return (codec id, bytes) of int16[H, W] millimetres."""
+        trial = self._frames % TRIAL_EVERY == 0
+        self._frames += 1
+        if trial:
+            candidates = [(DELTA, self._delta(depth))]
+            palette = self._palette(depth)
+            if palette is not None:
+                candidates.append((PALETTE, palette))
+            self._codec, encoded = min(candidates, key=lambda c: len(c[1]))
+            return self._codec, encoded
+        if self._codec == PALETTE:
+            encoded_or_none = self._palette(depth)
+            if encoded_or_none is not None:
+                return PALETTE, encoded_or_none
+        return DELTA, self._delta(depth)
+
+    def _delta(self, depth: Depth) -> bytes:
+        values = np.ascontiguousarray(depth).view(np.uint16)
+        difference = values.copy()
+        difference[:, 1:] -= values[:, :-1]
+        return self._zstd.compress(_split(difference))
+
+    def _palette(self, depth: Depth) -> bytes | None:
+        values = np.ascontiguousarray(depth).view(np.uint16)
+        present = np.zeros(65536, np.bool_)
+        present[values] = True
+        palette = np.flatnonzero(present).astype(np.uint16)
+        if palette.size > MAX_PALETTE:
+            return None
+        rank_of = np.zeros(65536, np.uint16)
+        rank_of[palette] = np.arange(palette.size, dtype=np.uint16)
+        rank = rank_of[values]
+        difference = rank.copy()
+        difference[:, 1:] -= rank[:, :-1]
+        second = difference.copy()
+        second[1:] -= difference[:-1]
+        signed = second.view(np.int16)
+        zigzag = ((signed << 1) ^ (signed >> 15)).view(np.uint16)
+        head = np.diff(palette, prepend=np.uint16(0)).astype(np.uint16)
+        return self._zstd.compress(np.uint16(palette.size).tobytes() + _split(head) + _split(zigzag))
+
+
+def decode_depth(codec: str, encoded: bytes, out: Depth) -> None:
+    """Decode into ``out``, int16[H, W] millimetres; raises ImageError on any other size or an unknown codec."""
+    size = out.size * 2
+    if codec == RAW:
+        if len(encoded) != size:
+            raise ImageError(f"raw depth: {len(encoded)} bytes, expected {size}")
+        out[...] = np.frombuffer(encoded, np.int16).reshape(out.shape)
+    elif codec == DELTA:
+        plane = _joined(_inflate(encoded, size), out.size).reshape(out.shape)
+        np.cumsum(plane, axis=1, dtype=np.uint16, out=out.view(np.uint16))
+    elif codec == PALETTE:
+        _decode_palette(_inflate(encoded, size + 2 + 2 * MAX_PALETTE), out)
+    else:
+        raise ImageError(f"depth codec {codec!r} is none of {DEPTH_CODECS}")
+
+
+def _decode_palette(content: bytes, out: Depth) -> None:
+    count = int.from_bytes(content[:2], "little")
+    if len(content) != 2 + 2 * count + 2 * out.size:
+        raise ImageError(f"palette depth: {len(content)} bytes with {count} values, expected {out.size} pixels")
+    palette = np.cumsum(_joined(content[2 : 2 + 2 * count], count), dtype=np.uint16)
+    zigzag = _joined(content[2 + 2 * count :], out.size).reshape(out.shape)
+    second = (zigzag >> 1) ^ (np.uint16(0) - (zigzag & 1))
+    rank = np.cumsum(np.cumsum(second, axis=0, dtype=np.uint16), axis=1, dtype=np.uint16)
+    if count == 0 or int(rank.max()) >= count:
+        raise ImageError(f"palette depth: rank {int(rank.max())} of {count} values")
+    out.view(np.uint16)[...] = palette[rank]
+
+
+def _split(values: npt.NDArray[np.uint16]) -> bytes:
+    return bytes(values.view(np.uint8).reshape(-1, 2).T.tobytes())
+
+
+def _joined(content: bytes, count: int) -> npt.NDArray[np.uint16]:
+    if len(content) != 2 * count:
+        raise ImageError(f"depth: {len(content)} bytes after decompression, expected {2 * count}")
+    values: npt.NDArray[np.uint16] = np.frombuffer(content, np.uint8).reshape(2, count).T.copy().view(np.uint16)
+    return values.reshape(count)
+
+
+def _inflate(encoded: bytes, limit: int) -> bytes:
+    """Decompress at most ``limit`` bytes.
+
+    ZstdDecompressor.decompress ignores its limit when the frame states a content size (python-zstandard#332), so the
+    stated size is checked first and the content is read as a stream.
+    """
+    try:
+        stated = zstandard.get_frame_parameters(encoded).content_size
+        if stated > limit:
+            raise ImageError(f"depth: zstd frame states {stated} bytes, expected at most {limit}")
+        with zstandard.ZstdDecompressor(max_window_size=1 << 23).stream_reader(encoded) as reader:
+            content = reader.read(limit + 1)
+    except zstandard.ZstdError as error:
+        raise ImageError(f"depth of {len(encoded)} bytes: {error}") from error
+    if len(content) > limit:
+        raise ImageError(f"depth: zstd frame holds more than {limit} bytes")
+    return bytes(content)

@@ -1,0 +1,1 @@
+"""What every daemon has: settings, services, logs, the control socket and its command line."""

@@ -1,0 +1,1 @@
+"""Every test of roverloop, and what the tests share."""
