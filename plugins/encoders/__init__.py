@@ -1,0 +1,1 @@
+"""Encoders: how camera planes become the features that a policy decides on."""

@@ -1,0 +1,1 @@
+"""Tasks that ship with roverloop: reach a goal, and drive without one."""

@@ -1,0 +1,1 @@
+"""The robot's daemon: it senses, runs the policy, keeps the robot safe and streams every step."""

@@ -1,0 +1,198 @@
+"""Make roverd's parts from its settings and hand them to each other."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plugins.manager import PluginManager
+from plugins.rewards import DRIVE_WEIGHTS, GOAL_WEIGHTS
+from protocol import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
+from protocol.errors import RoverError
+from protocol.images import CODECS
+from protocol.messages import Chunk, Hello, Message, Offer, Order, Ping
+from protocol.node.config import validate_table
+from roverd.control.ring import RingWriter
+from roverd.control.safety import Limits
+from roverd.drive import Drive
+from roverd.episode import Rewards
+from roverd.outbox import Outbox
+from roverd.policies import Policies, PolicyStore
+from roverd.processes import Child, PolicyChild
+from roverd.settings import Settings
+from roverd.uplink import Uplink
+
+TASK_WEIGHTS = {"goal": GOAL_WEIGHTS, "drive": DRIVE_WEIGHTS}
+
+
+class AssemblyError(RoverError):
+    """The settings name parts that do not fit together."""
+
+
+@dataclass
+class Parts:
+    """Everything that runs, for the control socket and the shutdown."""
+
+    settings: Settings
+    boot_id: str
+    plugins: PluginManager
+    weights: dict[str, float]
+    robot: Any
+    task: Any
+    ring: RingWriter
+    control: Child
+    policies: Policies
+    store: PolicyStore
+    outbox: Outbox
+    uplink: Uplink
+    drive: Drive
+    started_s: float
+
+    async def close(self) -> None:
+        """Stop the control process and free the ring."""
+        await self.control.stop()
+        self.ring.close()
+
+
+async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
+    """Load plugins, start the control process, and wire everything; raises RoverError on what does not fit."""
+    plugins = PluginManager(groups=("robots", "tasks", "rewards", "controllers"))
+    robot_plugin, task_plugin = plugins.robot(settings.robot), plugins.task(settings.task)
+    robot_settings = _table(robot_plugin.settings, settings, settings.robot)
+    robot = robot_plugin.create(robot_settings)
+    task = task_plugin.create(_table(task_plugin.settings, settings, settings.task), robot.spec, settings.seed)
+    weights = dict(settings.reward.weights) or dict(TASK_WEIGHTS.get(settings.task, {}))
+    if not weights:
+        raise AssemblyError(f"reward.weights: task {settings.task} has no default; name terms and their weights")
+    rewards = Rewards({name: (_guarded(plugins, name, settings), weight) for name, weight in weights.items()})
+    ring = RingWriter(robot.spec.cameras)
+    common: dict[str, Any] = {
+        "robot": robot.spec.to_map(),
+        "task": task.spec.to_map(),
+        "task_size": len(task.spec.features),
+    }
+    control = Child("control", "roverd.control.process", ring.fd, {**common, **_control_config(settings, robot)})
+    await control.started()
+    store = PolicyStore(settings.state_dir / "policies", robot.spec, task.spec)
+    noise_seed = {"seed": (settings.seed << 32) + boot & (1 << 63) - 1}
+    policies = Policies(store, control, lambda slot: PolicyChild(slot, ring.fd, {**common, **noise_seed}, control))
+    outbox = Outbox(settings.link.outbox_records)
+    drive = Drive(
+        settings,
+        robot=robot,
+        task=task,
+        rewards=rewards,
+        ring=ring,
+        control=control,
+        policies=policies,
+        outbox=outbox,
+        boot_id=boot_id,
+        boot=boot,
+    )
+    parts: Parts
+
+    def hello() -> Hello:
+        return Hello(
+            rover_id=settings.rover_id,
+            boot_id=boot_id,
+            oldest_version=OLDEST_PROTOCOL_VERSION,
+            newest_version=PROTOCOL_VERSION,
+            robot=common["robot"],
+            task=common["task"],
+            codecs=list(CODECS),
+            software=importlib.metadata.version("roverloop"),
+            next_seq=drive.next_seq,
+            oldest_unacked=outbox.oldest if outbox.oldest is not None else drive.next_seq,
+            policy_id=policies.driving_id,
+            policy_counter=policies.counter,
+            order_id=drive.order_id,
+            settings={"weights": weights, "seed": settings.seed, "rate_hz": settings.control.rate_hz},
+        )
+
+    def ping() -> Ping:
+        status = {"mode": drive.mode, "ticks_per_second": drive.rates[0], "episodes": drive.counts["episodes"]}
+        return Ping(time.monotonic_ns(), policies.driving_id, policies.counter, drive.order_id, status)
+
+    uplink = Uplink(settings.link, outbox, hello, ping)
+    _wire(uplink, drive, policies)
+    _install(settings, store, policies)
+    parts = Parts(
+        settings,
+        boot_id,
+        plugins,
+        weights,
+        robot,
+        task,
+        ring,
+        control,
+        policies,
+        store,
+        outbox,
+        uplink,
+        drive,
+        time.monotonic(),
+    )
+    return parts
+
+
+def _wire(uplink: Uplink, drive: Drive, policies: Policies) -> None:
+    def on_message(message: Message) -> None:
+        if isinstance(message, Offer):
+            policies.offered(message)
+        elif isinstance(message, Chunk):
+            policies.received(message)
+        elif isinstance(message, Order):
+            drive.ordered(message)
+
+    uplink.on_message = on_message
+    uplink.on_room = drive.wake
+    policies.send = uplink.send
+    policies.on_change = drive.wake
+    drive.send = uplink.send
+    drive.send_record = uplink.send_record
+
+
+def _install(settings: Settings, store: PolicyStore, policies: Policies) -> None:
+    """Let the policy given on the command line drive, else the one that drove last."""
+    if settings.policy:
+        try:
+            policies.want(store.add(Path(settings.policy).read_bytes()))
+        except OSError as error:
+            raise AssemblyError(f"--policy {settings.policy}: {error.strerror}") from error
+    elif current := store.current():
+        policies.want(current)
+
+
+def _table(kind: type[Any], settings: Settings, name: str) -> Any:
+    return validate_table(kind, settings.plugins.get(name, {}), f"[plugins.{name}]")
+
+
+def _guarded(plugins: PluginManager, name: str, settings: Settings) -> Any:
+    term = plugins.reward(name)
+    return plugins.guard("rewards", name, term.function, default=math.nan, budget_ms=settings.reward.budget_ms)
+
+
+def _control_config(settings: Settings, robot: Any) -> dict[str, Any]:
+    control, spec = settings.control, robot.spec
+    forward = next((i for i, e in enumerate(spec.action) if e.name.startswith("linear")), -1)
+    low, high = [e.low for e in spec.action], [e.high for e in spec.action]
+    if forward >= 0:
+        high[forward] = min(high[forward], control.max_speed_mps)
+        low[forward] = max(low[forward], -control.max_speed_mps)
+    limits = Limits(
+        low=tuple(low),
+        high=tuple(high),
+        safe_action=tuple(robot.safe_action),
+        forward=forward,
+        safety_distance_m=control.safety_distance_m,
+        stale_after_ns=int(control.image_stale_after_ms * 1e6),
+    )
+    return {
+        "rate_hz": control.rate_hz,
+        "limits": asdict(limits),
+        "geometry": {"camera_height_m": control.camera_height_m, "half_width_m": control.half_width_m},
+    }

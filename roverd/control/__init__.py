@@ -1,0 +1,1 @@
+"""The control process: clock, arbitration, safety and actuator. It imports numpy and protocol, nothing slower."""

@@ -1,0 +1,95 @@
+"""Checks of the robot's side: each says what it measured, what it expected, and what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+from protocol.images import jpeg_library
+
+if TYPE_CHECKING:
+    from roverd.assemble import Parts
+
+LEAST_FREE_BYTES = 1 << 30
+SLOW_LINK_MS = 50.0
+
+
+def run(parts: Parts) -> list[dict[str, Any]]:
+    """Return the checks as {check, ok, measured, expected, hint}."""
+    return [
+        _link(parts),
+        _round_trip(parts),
+        _policy(parts),
+        _spec(parts),
+        _disk(parts),
+        _npu(),
+        _images(),
+        _plugins(parts),
+    ]
+
+
+def _check(check: str, measured: object, expected: str, hint: str, *, ok: bool) -> dict[str, Any]:
+    return {"check": check, "ok": ok, "measured": str(measured), "expected": expected, "hint": "" if ok else hint}
+
+
+def _link(parts: Parts) -> dict[str, Any]:
+    address = parts.settings.link.trainer
+    measured = f"{parts.uplink.state} {parts.uplink.refusal}".strip()
+    hint = parts.uplink.refusal or f"is trainerd running at {address}, and does a firewall let its port through?"
+    return _check("link", measured, f"linked to {address}", hint, ok=parts.uplink.is_linked)
+
+
+def _round_trip(parts: Parts) -> dict[str, Any]:
+    value = parts.uplink.round_trip_ms
+    ok = value < SLOW_LINK_MS
+    return _check(
+        "link round trip", f"{value:.2f} ms", f"below {SLOW_LINK_MS:g} ms", "the network is slow or down", ok=ok
+    )
+
+
+def _policy(parts: Parts) -> dict[str, Any]:
+    policies = parts.policies
+    refused = policies.refusal(policies.target) if policies.target else ""
+    hint = refused or "link to a trainer that has one, or start with --policy FILE"
+    ok = policies.driving is not None and not refused
+    return _check("policy", policies.slot_name(policies.active)[:12] or "none", "one is loaded and proved", hint, ok=ok)
+
+
+def _spec(parts: Parts) -> dict[str, Any]:
+    refusal = parts.uplink.refusal
+    ok = "spec" not in refusal and "differs" not in refusal
+    return _check("robot spec", parts.robot.spec.hash[:12], "the trainer's run has the same", refusal, ok=ok)
+
+
+def _disk(parts: Parts) -> dict[str, Any]:
+    free = shutil.disk_usage(parts.settings.state_dir).free
+    hint = "free space, or set state_dir to another disk"
+    return _check("disk", f"{free >> 20} MiB free", "at least 1024 MiB", hint, ok=free >= LEAST_FREE_BYTES)
+
+
+def _npu() -> dict[str, Any]:
+    driver = next((p for p in ("/sys/kernel/debug/rknpu/version", "/dev/accel/accel0") if os.path.exists(p)), "")  # noqa: PTH110
+    is_board = platform.machine() == "aarch64"
+    hint = "no NPU driver is visible: the CPU runs the policy"
+    return _check("npu driver", driver or "none", "one on an RK3588 board", hint, ok=bool(driver) or not is_board)
+
+
+def _images(  # the slow path is legal, so this only informs
+) -> dict[str, Any]:
+    return _check("jpeg library", jpeg_library().name, "PyTurboJPEG or simplejpeg", "", ok=True)
+
+
+def _plugins(parts: Parts) -> dict[str, Any]:
+    bad = [f"{r['group']}.{r['name']}: {r['last_error']}" for r in parts.plugins.listing() if r["state"] != "ok"]
+    bad = [line for line in bad if not line.endswith(": ")]
+    return _check(
+        "plugins", "; ".join(bad) or "all in order", "none failed or disabled", "roverctl plugins", ok=not bad
+    )
+
+
+def clock_ns() -> int:
+    """Return the wall clock, for skew between machines."""
+    return time.time_ns()

@@ -1,0 +1,402 @@
+"""Drive episodes: show control each new observation, move the robot by what was applied, record every tick.
+
+Nothing timed depends on this service: control keeps the clock. In lock-step it and control hand a token to each other,
+so that a run depends on nothing but its seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from protocol.framing import RecordEncoder, decode_images, encode_record
+from protocol.messages import Message, Order, OrderUpdate
+from protocol.moment import RUNNING, Outcome, Reading
+from protocol.node.log import get_logger
+from roverd.control import wire
+from roverd.control.ring import SLOTS, RingWriter
+from roverd.episode import Episode, Observed, Plan, Rewards, observe
+from roverd.policies import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plugins.contracts import Robot, Task
+    from protocol.step import FloatArray, Record
+    from roverd.outbox import Outbox
+    from roverd.policies import Policies
+    from roverd.processes import Child
+    from roverd.settings import Settings
+
+log = get_logger()
+TRAINING_ARENAS = 1_000_000
+"""Training episodes use arenas 0 to this; evaluations name arenas above it."""
+RECENT = 16
+RATE_WINDOW_S = 10.0
+
+
+class Drive:
+    """Service: run episodes according to the standing order."""
+
+    name = "drive"
+
+    def __init__(  # noqa: PLR0913 - the parts it composes
+        self,
+        settings: Settings,
+        *,
+        robot: Robot,
+        task: Task,
+        rewards: Rewards,
+        ring: RingWriter,
+        control: Child,
+        policies: Policies,
+        outbox: Outbox,
+        boot_id: str,
+        boot: int,
+    ) -> None:
+        """Take everything; ``run`` starts the first episode."""
+        self._settings, self._robot, self._task, self._rewards = settings, robot, task, rewards
+        self._spec = robot.spec
+        self._layout = wire.Layout(len(self._spec.action), len(self._spec.state) + len(task.spec.features))
+        self._names = tuple(element.name for element in self._spec.state)
+        self._ring, self._control, self._policies, self._outbox = ring, control, policies, outbox
+        self._encoder = RecordEncoder(self._spec)
+        self._boot_id, self._boot = boot_id, boot
+        self.send_record: Callable[[int, list[bytes]], None] = outbox.append
+        self.send: Callable[[Message], None] = lambda _: None
+        self._lock_step = settings.control.rate_hz == 0
+        self._order = Order("", "train" if settings.autostart else "idle")
+        self._next_order: Order | None = None
+        self._held_by_person = False
+        self._episode: Episode | None = None
+        self._current: Observed | None = None
+        self._recent: dict[int, Observed] = {}
+        self._generation = 0
+        self._first_generation = 0
+        self._slot = 0
+        self._image_stamp_ns = 0
+        self._seq = 0
+        self._episodes = 0
+        self._order_episodes = 0
+        self._stop_reason = ""
+        self._paused_seen: bytes | None = None
+        self._human_until_ns = 0
+        self._was_human = False
+        self._in_flight = robot.safe_action
+        self._digest = hashlib.sha256()
+        self.digest = ""
+        self.e_stop = ""
+        self.counts = {"ticks": 0, "decisions": 0, "episodes": 0, "successes": 0, "gaps": 0, "waits": 0}
+        self._last_tick = 0
+        self._marks: deque[tuple[float, int, int]] = deque(maxlen=64)
+        self.last_outcome = ""
+        control.listen(self._on_control, self._control_died)
+        self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # -- the service ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Begin driving when something can drive; ends with an error when the control process dies."""
+        try:
+            self.wake()
+            while not self._fatal.done():
+                await asyncio.wait([self._fatal], timeout=1.0)
+                self._marks.append((time.monotonic(), self.counts["ticks"], self.counts["decisions"]))
+            self._fatal.result()
+        finally:
+            if self._episode is not None and self._current is not None:
+                self._finish("stopped", self._with_images(self._current), RUNNING)
+            self._robot.close()
+
+    def _control_died(self) -> None:
+        if not self._fatal.done():
+            self._fatal.set_exception(RuntimeError("the control process died; the robot is stopped"))
+
+    @property
+    def next_seq(self) -> int:
+        """The seq of the next record."""
+        return self._seq
+
+    @property
+    def order_id(self) -> str:
+        """The order that is followed, or will be from the next episode on."""
+        return (self._next_order or self._order).order_id
+
+    @property
+    def mode(self) -> str:
+        """What the present order says, or why nothing moves."""
+        if self.e_stop:
+            return "e_stop"
+        if self._held_by_person:
+            return "held"
+        return self._order.mode
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Ticks and decisions per second over the last seconds."""
+        now = (time.monotonic(), self.counts["ticks"], self.counts["decisions"])
+        then = next((mark for mark in self._marks if now[0] - mark[0] < RATE_WINDOW_S), now)
+        span = now[0] - then[0]
+        if span <= 0:
+            return 0.0, 0.0
+        return (now[1] - then[1]) / span, (now[2] - then[2]) / span
+
+    # -- orders and commands ----------------------------------------------------------------------------------------
+
+    def ordered(self, order: Order) -> None:
+        """Take an order of the trainer; it holds from the next episode on."""
+        if order.order_id == self.order_id:
+            return
+        self._next_order = order
+        self._stop_episode_if("idle" if order.mode == "idle" else "")
+        self.wake()
+
+    def hold(self, *, is_held: bool) -> None:
+        """Stop driving after ending the episode (a person's wish), or go on."""
+        self._held_by_person = is_held
+        self._stop_episode_if("held" if is_held else "")
+        self.wake()
+
+    def latch_e_stop(self, reason: str) -> None:
+        """Command the safe action until cleared; the running episode ends."""
+        self.e_stop = reason or "requested"
+        self._control.send(bytes([wire.E_STOP]))
+        self._stop_episode_if("e_stop")
+        log.warning("e_stop.latched", reason=self.e_stop, hint="roverctl clear lets the robot drive again")
+
+    def clear_e_stop(self) -> None:
+        """Release the emergency stop."""
+        self.e_stop = ""
+        self._control.send(bytes([wire.CLEAR]))
+        log.info("e_stop.cleared")
+        self.wake()
+
+    def human(self, action: tuple[float, ...], seconds: float) -> None:
+        """Let a human's action drive for a time (on the robot's own clock); the policy goes on proposing."""
+        now_ns = self._current.reading.stamp_ns if self._current and self._lock_step else time.monotonic_ns()
+        self._human_until_ns = now_ns + int(seconds * 1e9)
+        self._control.send(self._layout.pack_human(wire.Human(self._human_until_ns, action)))
+
+    def _stop_episode_if(self, reason: str) -> None:
+        if reason and self._episode is not None:
+            self._stop_reason = reason
+
+    def wake(self) -> None:
+        """Start an episode if none runs and everything for one is there, or go on after a wait."""
+        if self._paused_seen is not None:
+            if not self._must_wait():
+                self._control.send(self._paused_seen)
+                self._paused_seen = None
+        elif self._episode is None and not self._must_wait():
+            self._begin()
+
+    def _must_wait(self) -> bool:
+        """Return True while a simulator has to wait for the trainer: a real robot never does."""
+        if self._lock_step and self._outbox.is_full:
+            self.counts["waits"] += 1
+            return True
+        return False
+
+    # -- episodes ---------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._adopt_order()
+        if self._order.mode == "idle" or self._held_by_person or self.e_stop or self._is_order_done():
+            return
+        self._policies.take_ready()
+        if self._order.mode == "evaluate" and not self._policies.is_settled:
+            self._refuse_order_if_impossible()
+            return
+        if self._policies.driving is None:
+            return
+        plan = self._plan()
+        self._episodes += 1
+        self._episode = Episode(self._settings.rover_id, self._boot_id, self._episodes, plan, self._spec, self._rewards)
+        self._robot.reset(plan.arena_seed)
+        reading = self._read(images=True)
+        self._task.reset(reading)
+        self._first_generation = self._generation + 1
+        self._recent.clear()
+        self._was_human = False
+        self._in_flight = self._robot.safe_action
+        self._stop_reason = ""
+        self._show(observe(reading, self._task, self._names), wire.RESET)
+
+    def _plan(self) -> Plan:
+        if self._order.mode == "evaluate":
+            serial = self._order_episodes
+            return Plan("evaluation", self._order.seed + serial, False, self._order.order_id, serial)
+        rng = np.random.default_rng([self._settings.seed, self._boot, self._episodes])
+        return Plan("training", int(rng.integers(TRAINING_ARENAS)), True, self._order.order_id)
+
+    def _adopt_order(self) -> None:
+        if self._next_order is None:
+            return
+        self._order, self._next_order = self._next_order, None
+        self._order_episodes = 0
+        target = None
+        if self._order.mode == "evaluate":
+            is_policy = self._order.controller in {"", "policy"}
+            if not is_policy:
+                target = Target("controller", self._order.controller, self._order.seed)
+            elif self._order.policy_id:
+                target = Target("policy", self._order.policy_id)
+        self._policies.override(target)
+        self.send(OrderUpdate(self._order.order_id, "running"))
+        log.info("order.adopted", order_id=self._order.order_id, mode=self._order.mode)
+
+    def _refuse_order_if_impossible(self) -> None:
+        target = self._policies.target
+        reason = self._policies.refusal(target) if target else ""
+        if reason:
+            self.send(OrderUpdate(self._order.order_id, "refused", self._order_episodes, reason))
+            self._order = Order(self._order.order_id, "idle")
+
+    def _is_order_done(self) -> bool:
+        if self._order.mode != "evaluate" or self._order_episodes < self._order.episodes:
+            return False
+        self.send(OrderUpdate(self._order.order_id, "finished", self._order_episodes))
+        self._order = Order(self._order.order_id, "idle")
+        return True
+
+    # -- one tick ---------------------------------------------------------------------------------------------------
+
+    def _on_control(self, message: bytes) -> None:
+        if message[0] != wire.APPLIED:
+            return
+        applied = self._layout.unpack_applied(message)
+        if self._last_tick and applied.tick != self._last_tick + 1:
+            self.counts["gaps"] += 1
+        self._last_tick = applied.tick
+        if self._episode is None or applied.generation < self._first_generation:
+            return
+        self._advance(applied)
+
+    def _advance(self, applied: wire.Applied) -> None:
+        seen = self._recent.get(applied.generation, self._current)
+        assert seen is not None  # noqa: S101 - an episode runs, so an observation was shown
+        self._robot.advance(applied.in_flight, applied.action)
+        self._in_flight = applied.action
+        stamp_ns = seen.reading.stamp_ns + int(1e9 * self._spec.period_s)
+        is_human = self._human_until_ns >= stamp_ns and self._human_until_ns > 0
+        is_break = is_human != self._was_human
+        decides_next = is_break or applied.tick_in_decision + 1 >= self._spec.action_repeat
+        reading = self._read(images=decides_next or self._settings.record.images == "all")
+        following = observe(reading, self._task, self._names)
+        outcome = self._task.judge(reading)
+        stop = self._stop_reason or self._fault(applied)
+        ends = outcome.terminated or outcome.truncated or bool(stop)
+        policy_id = self._policies.slot_name(applied.policy_slot)
+        if ends:
+            following = self._with_images(following)
+        else:
+            self._show(following, wire.DECIDE if is_break else 0)
+        self._record(applied, seen, following, outcome, policy_id)
+        if ends:
+            reason = "terminated" if outcome.terminated else "truncated" if outcome.truncated else stop
+            self._finish(reason, following, outcome)
+            self.wake()
+        elif is_break:
+            self._break("takeover" if is_human else "release", following)
+        self._was_human = is_human
+
+    def _fault(self, applied: wire.Applied) -> str:
+        """In lock-step a policy that gives no proposal ends the episode: going on would not be deterministic."""
+        if self._lock_step and applied.policy_slot < 0 and not applied.has & wire.HAS_HUMAN and not self.e_stop:
+            return "fault"
+        return ""
+
+    def _read(self, *, images: bool) -> Reading:
+        reading = self._robot.read(images)
+        if not self._lock_step:
+            reading.stamp_ns = time.monotonic_ns()
+        return reading
+
+    def _with_images(self, seen: Observed) -> Observed:
+        if self._spec.cameras and not seen.encoded:
+            reading = seen.reading
+            reading.images = self._robot.read(True).images
+            seen.encoded = self._encoder.encode_images(reading.images)
+        return seen
+
+    def _show(self, seen: Observed, flags: int) -> None:
+        """Put an observation into the ring and tell control; a simulator whose outbox is full waits before that."""
+        self._generation += 1
+        reading = seen.reading
+        if reading.images:
+            self._slot = (self._slot + 1) % SLOTS
+            seen.encoded = self._encoder.encode_images(reading.images)
+            decode_images(seen.encoded, self._ring.slots[self._slot])
+            self._image_stamp_ns = reading.stamp_ns
+            flags |= wire.IMAGES
+        assert self._episode is not None  # noqa: S101 - only called within one
+        if self._episode.plan.explores:
+            flags |= wire.EXPLORE
+        self._current = seen
+        self._recent[self._generation] = seen
+        self._recent.pop(self._generation - RECENT, None)
+        vector: FloatArray = np.concatenate((reading.state, seen.task))
+        message = self._layout.pack_seen(
+            wire.Seen(
+                flags, self._slot, self._generation, reading.stamp_ns, self._image_stamp_ns, tuple(vector.tolist())
+            )
+        )
+        if self._must_wait():
+            self._paused_seen = message
+        else:
+            self._control.send(message)
+
+    # -- records ----------------------------------------------------------------------------------------------------
+
+    def _record(
+        self, applied: wire.Applied, seen: Observed, following: Observed, outcome: Outcome, policy_id: str
+    ) -> None:
+        assert self._episode is not None  # noqa: S101 - only called within one
+        step = self._episode.step(self._next(), seen, following, applied, outcome, policy_id)
+        self.counts["ticks"] += 1
+        self.counts["decisions"] += step.decides
+        self._send(step, seen)
+        if self.counts["ticks"] <= self._settings.record.digest_ticks:
+            self._digest.update(_digestible(applied, step.reward))
+            if self.counts["ticks"] == self._settings.record.digest_ticks:
+                self.digest = self._digest.hexdigest()
+
+    def _break(self, reason: str, following: Observed) -> None:
+        assert self._episode is not None  # noqa: S101 - only called within one
+        end = self._episode.end(self._next(), reason, following, self._in_flight, RUNNING, ends_episode=False)
+        self._send(end, following)
+
+    def _finish(self, reason: str, final: Observed, outcome: Outcome) -> None:
+        episode, self._episode = self._episode, None
+        assert episode is not None  # noqa: S101 - only called within one
+        kind = reason if reason in {"terminated", "truncated", "fault"} else "stopped"
+        end = episode.end(self._next(), kind, final, self._in_flight, outcome)
+        self._send(end, final)
+        self.counts["episodes"] += 1
+        self.counts["successes"] += outcome.success
+        self.last_outcome = outcome.reason or reason
+        if kind in {"terminated", "truncated"} and self._order.mode == "evaluate":
+            self._order_episodes += 1
+        if not self._lock_step:
+            idle = wire.Seen(wire.IDLE, 0, 0, 0, 0, (0.0,) * self._layout.vector)
+            self._control.send(self._layout.pack_seen(idle))
+        if self._stop_reason:
+            self._stop_reason = ""
+
+    def _send(self, record: Record, seen: Observed) -> None:
+        self.send_record(record.seq, encode_record(record, seen.encoded))
+
+    def _next(self) -> int:
+        seq, self._seq = self._seq, self._seq + 1
+        return seq
+
+
+def _digestible(applied: wire.Applied, reward: float) -> bytes:
+    numbers = (*applied.action, *applied.in_flight, *applied.u, *applied.mean, reward, applied.clearance_m)
+    return struct.pack(f"<{len(numbers)}dII", *numbers, applied.interventions, applied.tick_in_decision)

@@ -1,0 +1,132 @@
+"""The policy process: it loads what roverd names, proves it, and answers control's ticks.
+
+Start: ``python -m roverd.policy.process LINK_FD CONTROL_FD RING_FD``. The first message on the link is the
+configuration. Requests on the link are msgpack maps ``{"do": "load", "path": ..}`` or ``{"do": "controller", "name":
+..}``; each is answered by one map with ``ok`` and, if refused, ``reason``. What drove before stays when a load fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from plugins.manager import PluginManager
+from protocol.bundle import unpack_bundle
+from protocol.errors import RoverError
+from protocol.spec import RobotSpec, TaskSpec
+from roverd.control import wire
+from roverd.control.ring import RingReader
+from roverd.policy.runner import ControllerRunner, OnnxRunner, Runner
+
+PR_SET_PDEATHSIG = 1
+
+
+class PolicyProcess:
+    """Serve one runner until a socket closes."""
+
+    def __init__(self, link: socket.socket, control: socket.socket, ring_fd: int, config: dict[str, Any]) -> None:
+        """Take the configuration of roverd (robot and task spec, seed)."""
+        self._robot = RobotSpec.from_map(config["robot"])
+        self._task = TaskSpec.from_map(config["task"])
+        self._seed = int(config["seed"])
+        self._plugins = [str(name) for name in config.get("plugins", [])]
+        self._layout = wire.Layout(len(self._robot.action), len(self._robot.state) + len(self._task.features))
+        self._link, self._control = link, control
+        self._ring = RingReader(ring_fd, self._robot.cameras)
+        self._runner: Runner | None = None
+
+    def run(self) -> None:
+        """Answer ticks and requests until roverd or control is gone."""
+        self._link.send(bytes([wire.READY]))
+        while True:
+            ready, _, _ = select.select([self._control, self._link], [], [])
+            if self._control in ready and not self._answer_tick():
+                return
+            if self._link in ready and not self._answer_request():
+                return
+
+    def _answer_tick(self) -> bool:
+        message = self._newest_tick()
+        if message is None:
+            return False
+        if self._runner is None:
+            return True
+        tick = self._layout.unpack_tick(message)
+        try:
+            proposal = self._runner.propose(tick, self._ring.slots[tick.slot])
+        except (ValueError, ArithmeticError) as error:  # a non-finite input or a controller's mistake: no proposal
+            print(f"policy: tick {tick.tick}: {error}", file=sys.stderr)
+            return True
+        try:
+            self._control.send(self._layout.pack_proposal(proposal))
+        except OSError:
+            return False
+        return True
+
+    def _newest_tick(self) -> bytes | None:
+        newest = b""
+        while True:
+            try:
+                message = self._control.recv(wire.MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return newest or None
+            except OSError:
+                return None
+            if not message:
+                return None
+            newest = message
+
+    def _answer_request(self) -> bool:
+        try:
+            message = self._link.recv(wire.MAX_MESSAGE_BYTES)
+        except OSError:
+            return False
+        if not message:
+            return False
+        request = msgpack.unpackb(message)
+        start = time.monotonic()
+        try:
+            self._runner = runner = self._load(request)
+            answer: dict[str, Any] = {
+                "ok": True,
+                "golden_error": runner.golden_error,
+                "latency_ms": runner.latency_ms,
+                "counter": runner.counter,
+            }
+        except (RoverError, OSError) as error:
+            answer = {"ok": False, "reason": str(error)}
+        answer["seconds"] = time.monotonic() - start
+        self._link.send(msgpack.packb(answer))
+        gc.collect()
+        return True
+
+    def _load(self, request: dict[str, Any]) -> Runner:
+        if request["do"] == "controller":
+            plugins = PluginManager(groups=("controllers",))
+            controller = plugins.controller(request["name"]).create(self._robot, self._task, self._seed)
+            return ControllerRunner(controller, self._robot, int(request.get("seed", self._seed)))
+        return OnnxRunner(unpack_bundle(Path(request["path"]).read_bytes()), self._robot, self._task, self._seed)
+
+
+def main() -> None:
+    """Read the configuration from the inherited link and serve."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    link = socket.socket(fileno=int(sys.argv[1]))
+    control = socket.socket(fileno=int(sys.argv[2]))
+    config = msgpack.unpackb(link.recv(wire.MAX_MESSAGE_BYTES))
+    PolicyProcess(link, control, int(sys.argv[3]), config).run()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""What can answer a tick: a policy bundle in ONNX Runtime, or a scripted controller plugin."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import onnxruntime
+
+from protocol.bundle import GOLDEN_TOLERANCE, Bundle, BundleError, check_fit
+from roverd.control import wire
+
+if TYPE_CHECKING:
+    from plugins.contracts import Controller
+    from protocol.spec import RobotSpec, TaskSpec
+    from roverd.control.ring import Views
+
+LOG_2PI = math.log(2 * math.pi)
+WARM_UP_RUNS = 5
+
+
+class Runner(Protocol):
+    """Answers ticks; lives in the policy process."""
+
+    golden_error: float
+    latency_ms: float
+    counter: int
+
+    def propose(self, tick: wire.Tick, views: Views) -> wire.Proposal:
+        """Return the proposal for a tick from the ring's views of its slot."""
+
+
+class OnnxRunner:
+    """Run a bundle's network on the CPU with one thread, and sample the exploration.
+
+    The noise of a decision depends only on (seed, decision): equal seeds give equal runs.
+
+    Raises:
+        BundleError: the bundle is for another robot, cannot be loaded, gives non-finite output, or does not answer
+            its golden inputs as the trainer did.
+
+    """
+
+    def __init__(self, bundle: Bundle, robot: RobotSpec, task: TaskSpec, seed: int) -> None:
+        """Load, prove on the golden inputs, and warm up."""
+        check_fit(bundle, robot, task)
+        self._bundle = bundle
+        self.counter = bundle.manifest.counter
+        self._transform = bundle.transform
+        self._states = len(robot.state)
+        self._repeat = robot.action_repeat
+        self._low = np.array([e.low for e in robot.action], np.float64)
+        self._span = np.array([e.high - e.low for e in robot.action], np.float64)
+        self._log_std = np.array(bundle.manifest.log_std, np.float64)
+        self._std = np.exp(self._log_std)
+        self._seed = seed
+        self._session = self._load(bundle.onnx)
+        self._has_image = self._transform.channels > 0
+        self._image = np.zeros((1, self._transform.channels, self._transform.height, self._transform.width), np.float32)
+        self._vector = np.zeros((1, self._transform.size), np.float32)
+        self._feed = {"vector": self._vector, **({"image": self._image} if self._has_image else {})}
+        self.golden_error = self._prove()
+        self.latency_ms = self._warm_up()
+
+    def _load(self, onnx: bytes) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises types of its own without a common base
+            raise BundleError(f"policy {self._bundle.policy_id[:12]}: cannot be loaded: {str(error)[:200]}") from error
+        names = {node.name for node in session.get_inputs()}
+        expected = {"vector", *(["image"] if self._transform.channels else [])}
+        if names != expected or [node.name for node in session.get_outputs()] != ["mean"]:
+            raise BundleError(f"policy {self._bundle.policy_id[:12]}: graph inputs {names}, expected {expected}")
+        return session
+
+    def _infer(self) -> np.ndarray:
+        mean: np.ndarray = self._session.run(["mean"], self._feed)[0][0]
+        return mean
+
+    def _prove(self) -> float:
+        golden, worst = self._bundle.golden, 0.0
+        for image, vector, expected in zip(golden.image, golden.vector, golden.mean, strict=True):
+            self._image[0], self._vector[0] = image, vector
+            try:
+                mean = self._infer()
+            except Exception as error:  # as in _load
+                raise BundleError(f"policy {self._bundle.policy_id[:12]}: {str(error)[:200]}") from error
+            if mean.shape != expected.shape or not np.isfinite(mean).all():
+                raise BundleError(f"policy {self._bundle.policy_id[:12]}: golden output {mean} is not usable")
+            worst = max(worst, float(np.abs(mean - expected).max()))
+        if worst > GOLDEN_TOLERANCE:
+            raise BundleError(
+                f"policy {self._bundle.policy_id[:12]}: golden outputs differ by {worst:.2g}, "
+                f"at most {GOLDEN_TOLERANCE} is allowed: it does not act here as it did at the trainer"
+            )
+        return worst
+
+    def _warm_up(self) -> float:
+        times = []
+        for _ in range(WARM_UP_RUNS):
+            start = time.perf_counter()
+            self._infer()
+            times.append(time.perf_counter() - start)
+        return float(np.median(times)) * 1e3
+
+    def propose(self, tick: wire.Tick, views: Views) -> wire.Proposal:
+        """Return the proposal for a tick; explores only where the tick says so."""
+        start = time.monotonic_ns()
+        if self._has_image:
+            self._transform.image(views, out=self._image[0])
+        vector = np.array(tick.vector, np.float32)
+        self._vector[0] = self._transform.vector(
+            vector[: self._states], vector[self._states :], np.array(tick.in_flight, np.float32)
+        )
+        mean = self._infer().astype(np.float64)
+        noise = np.zeros(len(mean))
+        if tick.flags & wire.EXPLORE:
+            noise = np.random.Generator(np.random.Philox(key=self._seed, counter=tick.decision)).standard_normal(
+                len(mean)
+            )
+        u = mean + self._std * noise
+        action = self._low + (np.tanh(u) + 1) * 0.5 * self._span
+        u32, mean32 = u.astype(np.float32), mean.astype(np.float32)
+        scaled = (u32.astype(np.float64) - mean32) / self._std
+        log_prob = float(-0.5 * (scaled @ scaled) - self._log_std.sum() - 0.5 * len(mean) * LOG_2PI)
+        return wire.Proposal(
+            wire.HAS_BEHAVIOUR,
+            tick.tick,
+            tick.decision,
+            self._repeat,
+            self._bundle.manifest.counter,
+            time.monotonic_ns() - start,
+            log_prob,
+            tuple(action),
+            tuple(u32),
+            tuple(mean32),
+            tuple(self._log_std),
+        )
+
+
+class ControllerRunner:
+    """Let a hand-written controller plugin drive; its steps have no behaviour distribution."""
+
+    def __init__(self, controller: Controller, robot: RobotSpec, seed: int) -> None:
+        """Wrap a controller that was made for this robot and task."""
+        self._controller = controller
+        self._states = len(robot.state)
+        self._repeat = robot.action_repeat
+        self._zero = (0.0,) * len(robot.action)
+        self._seed = seed
+        self._episodes = 0
+        self.golden_error = 0.0
+        self.latency_ms = 0.0
+        self.counter = 0
+
+    def propose(self, tick: wire.Tick, views: Views) -> wire.Proposal:
+        """Return the controller's action; a tick that resets starts it anew."""
+        start = time.monotonic_ns()
+        if tick.flags & wire.RESET:
+            self._controller.reset(self._seed + self._episodes)
+            self._episodes += 1
+        vector = np.array(tick.vector, np.float32)
+        action = self._controller.act(views, vector[: self._states], vector[self._states :])
+        return wire.Proposal(
+            0,
+            tick.tick,
+            tick.decision,
+            self._repeat,
+            0,
+            time.monotonic_ns() - start,
+            0.0,
+            tuple(float(value) for value in action),
+            self._zero,
+            self._zero,
+            self._zero,
+        )

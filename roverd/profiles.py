@@ -1,0 +1,16 @@
+"""Named sets of options, one layer above the defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "demo": {
+        "robot": "sim",
+        "task": "goal",
+        "control": {"rate_hz": 0.0, "max_speed_mps": 0.5, "safety_distance_m": 0.25, "half_width_m": 0.18},
+        "record": {"images": "decisions"},
+    },
+}
+"""``demo``: the simulated rover in lock-step, with limits of its own (the real rover's 0.18 m/s is too slow for
+its 20 s episodes)."""
