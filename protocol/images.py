@@ -32,6 +32,8 @@ MAX_PALETTE = 2048
 """More distinct depths than this and the palette no longer pays."""
 TRIAL_EVERY = 64
 """Every so many frames both depth codecs are tried and the smaller one kept until the next trial."""
+PALETTE_GAIN = 0.85
+"""The palette costs twice the time, so it is kept only where its frame is smaller than this share of the other's."""
 LEVEL = 1
 
 
@@ -130,12 +132,12 @@ class DepthEncoder:
         trial = self._frames % TRIAL_EVERY == 0
         self._frames += 1
         if trial:
-            candidates = [(DELTA, self._delta(depth))]
-            palette = self._palette(depth)
-            if palette is not None:
-                candidates.append((PALETTE, palette))
-            self._codec, encoded = min(candidates, key=lambda c: len(c[1]))
-            return self._codec, encoded
+            delta, palette = self._delta(depth), self._palette(depth)
+            if palette is not None and len(palette) < PALETTE_GAIN * len(delta):
+                self._codec = PALETTE
+                return PALETTE, palette
+            self._codec = DELTA
+            return DELTA, delta
         if self._codec == PALETTE:
             encoded_or_none = self._palette(depth)
             if encoded_or_none is not None:

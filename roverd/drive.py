@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from protocol.framing import RecordEncoder, decode_images, encode_record
+from protocol.framing import RecordEncoder, encode_record
+from protocol.images import JPEG, decode_rgb
 from protocol.messages import Message, Order, OrderUpdate
 from protocol.moment import RUNNING, Outcome, Reading
 from protocol.node.log import get_logger
@@ -25,10 +26,14 @@ from roverd.episode import Episode, Observed, Plan, Rewards, observe
 from roverd.policies import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    import numpy.typing as npt
 
     from plugins.contracts import Robot, Task
     from protocol.step import FloatArray, Record
+    from roverd.control.ring import Views
+    from roverd.episode import Encoded
     from roverd.outbox import Outbox
     from roverd.policies import Policies
     from roverd.processes import Child
@@ -332,7 +337,7 @@ class Drive:
         if reading.images:
             self._slot = (self._slot + 1) % SLOTS
             seen.encoded = self._encoder.encode_images(reading.images)
-            decode_images(seen.encoded, self._ring.slots[self._slot])
+            fill_slot(self._ring.slots[self._slot], reading.images, seen.encoded)
             self._image_stamp_ns = reading.stamp_ns
             flags |= wire.IMAGES
         assert self._episode is not None  # noqa: S101 - only called within one
@@ -395,6 +400,15 @@ class Drive:
     def _next(self) -> int:
         seq, self._seq = self._seq, self._seq + 1
         return seq
+
+
+def fill_slot(slot: Views, images: Mapping[str, npt.NDArray[np.generic]], encoded: Encoded) -> None:
+    """Write what the trainer will see into a slot: JPEGs as they decode; lossless frames need no decoding."""
+    for key, (codec, content) in encoded.items():
+        if codec == JPEG:
+            decode_rgb(content, slot[key])
+        else:
+            np.copyto(slot[key], images[key])
 
 
 def _digestible(applied: wire.Applied, reward: float) -> bytes:
