@@ -37,8 +37,9 @@ class SyntheticSettings:
 class SyntheticRobot:
     """A point that obeys at once in an empty square room; leaving the room is the only collision.
 
-    Images: RGB red grows with the row, green with the column, blue with the time; depth grows with row and column and
-    is 300 mm in the lower half of the column where the goal is; the upper half shows nothing nearer than 3 m. Everything follows from the arena seed and the actions.
+    Images: RGB red grows with the row, green with the column, blue with the time. Depth grows with row and column; the
+    lower half of the column where the goal is reads 300 mm, the upper half shows nothing nearer than 3 m.
+    Everything follows from the arena seed and the actions.
     """
 
     def __init__(self, settings: SyntheticSettings) -> None:

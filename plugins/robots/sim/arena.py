@@ -27,8 +27,8 @@ CORRIDOR_M = 0.17
 GOAL_NEAREST_M, GOAL_FARTHEST_M = 1.5, 4.0
 OBSTACLE_TRIES, PLACE_TRIES = 400, 100
 BLOCKED_SHARE = 0.8
-CELL_M = 0.1
-INFLATION_M = 0.2
+CELL_M = 0.05
+INFLATION_M = 0.17
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ def is_blocked(start: FloatArray, goal: FloatArray, obstacles: FloatArray) -> bo
 
 
 def shortest_path_m(arena: Arena) -> float:
-    """Estimate the shortest way from start to goal that keeps 0.2 m from everything (eikonal on a 0.1 m grid)."""
+    """Estimate the shortest way from start to goal that keeps the rover's radius from everything.
+
+    It solves the eikonal equation on a 0.05 m grid and comes out up to 6 % too long on ways around corners.
+    """
     cells = round(2 * arena.half_m / CELL_M)
-    centres = (np.arange(cells) + 0.5) * CELL_M - arena.half_m
-    points = np.stack(np.meshgrid(centres, centres, indexing="ij"), axis=-1).reshape(-1, 2)
-    room = arena.half_m - np.abs(points).max(axis=1)
-    free = (np.minimum(clearance(points, arena.obstacles), room) >= INFLATION_M).reshape(cells, cells)
+    centres: FloatArray = (np.arange(cells, dtype=np.float64) + 0.5) * CELL_M - arena.half_m
+    free = _free(centres, arena.obstacles, arena.half_m - INFLATION_M)
     distance = np.full((cells, cells), np.inf)
     for i, j in _cells_around(arena.goal, arena.half_m, cells):
         distance[i, j] = math.hypot(centres[i] - arena.goal[0], centres[j] - arena.goal[1])
@@ -142,6 +143,23 @@ def _cells_around(point: tuple[float, ...], half: float, cells: int) -> list[tup
 
 
 @njit(cache=True, nogil=True)
+def _free(centres: FloatArray, obstacles: FloatArray, room_m: float) -> npt.NDArray[np.bool_]:
+    """Return bool[n, n]: cells that keep INFLATION_M from obstacles and lie within ``room_m`` of the middle."""
+    cells = len(centres)
+    free = np.zeros((cells, cells), np.bool_)
+    for i in range(cells):
+        for j in range(cells):
+            is_free = max(abs(centres[i]), abs(centres[j])) <= room_m
+            for k in range(len(obstacles)):
+                dx = max(abs(centres[i] - obstacles[k, 0]) - obstacles[k, 2], 0.0)
+                dy = max(abs(centres[j] - obstacles[k, 1]) - obstacles[k, 3], 0.0)
+                reach = obstacles[k, 4] + INFLATION_M
+                is_free = is_free and dx * dx + dy * dy >= reach * reach
+            free[i, j] = is_free
+    return free
+
+
+@njit(cache=True, nogil=True)
 def _sweep(free: npt.NDArray[np.bool_], distance: FloatArray, cell: float) -> None:
     """Solve |grad d| = 1 by fast sweeping, in place (Zhao 2005, a fast sweeping method for eikonal equations)."""
     rows, columns = distance.shape
@@ -161,7 +179,7 @@ def _sweep(free: npt.NDArray[np.bool_], distance: FloatArray, cell: float) -> No
             return
 
 
-@njit
+@njit(nogil=True)
 def _arrival(distance: FloatArray, i: int, j: int, cell: float) -> float:
     """Return the distance of a cell as its nearest neighbours along both axes say it (inf where they know none)."""
     rows, columns = distance.shape

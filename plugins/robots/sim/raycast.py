@@ -61,7 +61,7 @@ def paint(
     bits = (bits ^ (bits >> np.uint64(31))) | np.uint64(1)
     for u in range(width):
         slope = (centre - u) / focal
-        dx, dy = cos - slope * sin, sin + slope * cos
+        dx, dy = _away_from_zero(cos - slope * sin), _away_from_zero(sin + slope * cos)
         horizon = 0.5 * (height - 1) - focal * pitch + roll * (centre - u)
         count = _hits(obstacles, spans, u, x, y, dx, dy, half_m, metres, shades, which)
         covered = min(max(math.ceil(horizon + focal * eye / metres[0]), 0), height)
@@ -94,7 +94,7 @@ def nearest_in_lane_m(depth: Depth, focal: float, half_lane_m: float, farthest_m
     return nearest * 1e-3
 
 
-@njit
+@njit(nogil=True)
 def _spans(obstacles: FloatArray, x: float, y: float, cos: float, sin: float, focal: float, width: int) -> IntArray:
     """Return int64[n, 2]: the first and last column that may see each obstacle, by its bounding circle."""
     spans = np.empty((len(obstacles), 2), np.int64)
@@ -114,7 +114,7 @@ def _spans(obstacles: FloatArray, x: float, y: float, cos: float, sin: float, fo
     return spans
 
 
-@njit
+@njit(nogil=True)
 def _hits(  # noqa: PLR0913, PLR0917 - compiled: a ray and the buffers to fill
     obstacles: FloatArray,
     spans: IntArray,
@@ -149,7 +149,7 @@ def _hits(  # noqa: PLR0913, PLR0917 - compiled: a ray and the buffers to fill
     return count
 
 
-@njit
+@njit(nogil=True)
 def _entry(obstacle: FloatArray, x: float, y: float, dx: float, dy: float) -> tuple[float, float]:
     """Return where a ray from (x, y) relative to an obstacle's centre enters it, and how bright that side is."""
     half_x, half_y, radius = obstacle[2], obstacle[3], obstacle[4]
@@ -169,7 +169,7 @@ def _entry(obstacle: FloatArray, x: float, y: float, dx: float, dy: float) -> tu
     return max(in_x, in_y), 0.75 if in_x > in_y else 1.0
 
 
-@njit
+@njit(nogil=True)
 def _surface(obstacles: FloatArray, k: int, metres: float, shade: float) -> tuple[float, float, float, float, float]:
     """Return distance, red, green, blue and height of what was hit."""
     if k == WALL:
@@ -177,13 +177,19 @@ def _surface(obstacles: FloatArray, k: int, metres: float, shade: float) -> tupl
     return metres, obstacles[k, 6] * shade, obstacles[k, 7] * shade, obstacles[k, 8] * shade, obstacles[k, 5]
 
 
-@njit
+@njit(nogil=True)
+def _away_from_zero(x: float) -> float:
+    """Return x, or a tiny number where a ray would run exactly along an axis and divide by zero."""
+    return x if abs(x) > 1e-9 else 1e-9
+
+
+@njit(nogil=True)
 def _chequer(x: float, y: float) -> float:
     """Return the grey level of the floor."""
     return 110.0 if (math.floor(x * SQUARES_PER_M) + math.floor(y * SQUARES_PER_M)) & 1 else 70.0
 
 
-@njit(inline="always")
+@njit(inline="always", nogil=True)
 def _pixel(  # noqa: PLR0913, PLR0917 - compiled
     rgb: Rgb,
     depth: Depth,
