@@ -151,7 +151,7 @@ def unpack_bundle(content: bytes) -> Bundle:
                     raise BundleError(f"bundle: {each.filename} is compressed or larger than the bundle")
             values = json.loads(archive.read(MANIFEST))
             contents = {name: archive.read(name) for name in (ONNX, GOLDEN)}
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, RuntimeError) as error:
         raise BundleError(f"bundle of {len(content)} bytes: {error}") from error
     manifest = _manifest(values)
     _check_files(manifest, contents)
@@ -165,6 +165,9 @@ def check_fit(bundle: Bundle, robot: RobotSpec, task: TaskSpec) -> None:
         differences = robot.differences(RobotSpec.from_map(manifest.robot))
         differences += task.differences(TaskSpec.from_map(manifest.task))
         transform = bundle.transform
+        if not differences and transform != InputTransform.of(robot, task, transform.planes, transform.masked):
+            size = (transform.height, transform.width)
+            differences.append(f"transform: {size} pixels (height first) and elements are not those of robot and task")
     except SpecError as error:
         raise BundleError(f"policy {bundle.policy_id[:12]}: {error}") from error
     if manifest.runner != "single":
@@ -205,14 +208,17 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
     stated = values.pop("policy_id", None)
     try:
         manifest = Manifest(**{k: v for k, v in values.items() if k in Manifest.__dataclass_fields__})
-    except TypeError as error:
+        policy_id = manifest.policy_id
+    except (TypeError, ValueError) as error:  # a missing field, or a number that is not finite
         raise BundleError(f"manifest: {error}") from error
-    if stated != manifest.policy_id:
+    if stated != policy_id:
         raise BundleError(f"manifest: policy_id {str(stated)[:12]} does not match its content")
     return manifest
 
 
 def _check_files(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    if not isinstance(manifest.files, dict):
+        raise BundleError("manifest: files is not a map of names to hashes")
     for name, content in contents.items():
         digest = hashlib.sha256(content).hexdigest()
         if manifest.files.get(name) != digest:

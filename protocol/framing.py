@@ -29,6 +29,8 @@ T = TypeVar("T")
 MAX_HEADER_BYTES = 64 * 1024
 MAX_TEXT = 4096
 MAX_ELEMENTS = 4096
+MAX_DEPTH = 16
+"""Maps and lists within each other: beyond some hundreds even printing the value overflows Python's stack."""
 STEP = "step"
 END = "episode_end"
 FLOATS = np.dtype("<f4")
@@ -62,7 +64,16 @@ def unpack(frame: bytes) -> dict[str, Any]:
         raise ProtocolError(f"header: not msgpack: {type(error).__name__} {error}") from error
     if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
         raise ProtocolError("header: not a map with text keys")
+    _check_depth(header, MAX_DEPTH)
     return header
+
+
+def _check_depth(value: dict[Any, Any] | list[Any], left: int) -> None:
+    if left == 0:
+        raise ProtocolError(f"header: more than {MAX_DEPTH} maps and lists within each other")
+    for each in value.values() if isinstance(value, dict) else value:
+        if isinstance(each, (dict, list)):
+            _check_depth(each, left - 1)
 
 
 class Fields:
@@ -163,7 +174,7 @@ def encode_record(record: Record, encoded: Mapping[str, tuple[str, bytes]]) -> l
 
 def record_kind(header: Mapping[str, Any]) -> bool:
     """Return True if a header is that of a record."""
-    return header.get("kind") in {STEP, END}
+    return header.get("kind") in (STEP, END)  # no set: a list or map, which cannot be looked up, may stand there
 
 
 def allocate(spec: RobotSpec) -> Buffers:
@@ -190,7 +201,9 @@ def decode_record(
         ProtocolError: any field or image is not what the robot's spec promises.
 
     """
-    fields = Fields(str(header.get("kind")), header)
+    if not record_kind(header):
+        raise ProtocolError(f"record: kind {str(header.get('kind'))[:40]!r} is none of {[STEP, END]}")
+    fields = Fields(header["kind"], header)
     observation = Observation(
         state=fields.floats("state", len(spec.state)),
         task=fields.floats("task", len(task.features)),
@@ -218,7 +231,8 @@ def _decode_blobs(
     encoded: dict[str, tuple[str, bytes]] = {}
     sizes = {camera.key: camera.nbytes for camera in spec.cameras}
     for blob, content in zip(blobs, frames, strict=True):
-        if not isinstance(blob, list) or len(blob) < 2 or blob[0] not in sizes or blob[0] in encoded:
+        names_camera = isinstance(blob, list) and len(blob) >= 2 and isinstance(blob[0], str) and blob[0] in sizes
+        if not names_camera or blob[0] in encoded:
             raise ProtocolError(f"blobs: {str(blob)[:60]} is not [camera, codec] of {list(sizes)}")
         if blob[1] not in CODECS or (blob[1] == JPEG) != (".images." in blob[0]):
             raise ProtocolError(f"{blob[0]}: codec {str(blob[1])[:20]!r} is not known for it")

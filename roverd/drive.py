@@ -212,9 +212,11 @@ class Drive:
 
     def _begin(self) -> None:
         self._adopt_order()
-        if self._order.mode == "idle" or self._held_by_person or self.e_stop or self._is_order_done():
+        if self._is_order_done():
             return
-        self._policies.take_ready()
+        self._policies.take_ready()  # also at rest: the trainer orders an evaluation once its policy drives
+        if self._order.mode == "idle" or self._held_by_person or self.e_stop:
+            return
         if self._order.mode == "evaluate" and not self._policies.is_settled:
             self._refuse_order_if_impossible()
             return

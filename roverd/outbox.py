@@ -71,6 +71,8 @@ class Outbox:
     def acknowledge(self, ranges: Iterable[Sequence[int]]) -> int:
         """Free the records of inclusive ranges of seq and return how many; unknown ones are ignored."""
         freed = 0
+        first_unsent = self._unsent[0] if self._unsent else None
+        frees_unsent = False
         for low, high in ranges:
             if high - low > len(self._records):
                 wanted = [seq for seq in self._records if low <= seq <= high]
@@ -79,7 +81,8 @@ class Outbox:
             for seq in wanted:
                 del self._records[seq]
             freed += len(wanted)
-        if self._unsent and self._unsent[0] not in self._records:
+            frees_unsent = frees_unsent or (first_unsent is not None and bool(wanted) and wanted[-1] >= first_unsent)
+        if frees_unsent:
             self._unsent = deque(seq for seq in self._unsent if seq in self._records)
         return freed
 

@@ -13,6 +13,7 @@ import gc
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from dataclasses import dataclass
@@ -208,7 +209,11 @@ class Control:
         if not message:
             self._lose_policy(slot)
             return None
-        return self._layout.unpack_proposal(message)
+        try:
+            return self._layout.unpack_proposal(message)
+        except struct.error:
+            self._lose_policy(slot)  # what it says can no longer be trusted; its EOF makes roverd start it anew
+            return None
 
     def _lose_policy(self, slot: int) -> None:
         lost = self._policies[slot]

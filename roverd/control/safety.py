@@ -6,6 +6,7 @@ e-stop > human > policy > nothing.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -124,7 +125,9 @@ class Corridor:
     """
 
     RANK = 3
-    MIN_VALID = 0.2
+    MIN_VALID = 0.5
+    """Where fewer of the pixels about the horizon have a reading, something is nearer than the camera can see."""
+    SECTORS = 3
     FAR_M = 8.0
 
     def __init__(
@@ -153,6 +156,10 @@ class Corridor:
             roof = np.where(down < 0, (robot_height_m - camera_height_m) / np.maximum(-down, 1e-9), np.inf)
         depth_limit = np.minimum(reach[None, :], np.minimum(floor, roof)[:, None])
         self._limit_mm = np.minimum(depth_limit * 1000, 32767).astype(np.int16)
+        about_horizon = np.flatnonzero(np.abs(rows - (height - 1) / 2) < 0.1 * height)
+        horizon = slice(int(about_horizon[0]), int(about_horizon[-1]) + 1)
+        edges = [len(columns) * i // self.SECTORS for i in range(self.SECTORS + 1)]
+        self._sectors = [(horizon, slice(low, high)) for low, high in itertools.pairwise(edges)]
 
     def clearance_m(self, depth: npt.NDArray[np.int16]) -> float:
         """Return the free distance in metres, 8.0 when nothing is in the way, 0.0 when too little can be seen.
@@ -161,8 +168,10 @@ class Corridor:
         """
         seen = depth[self._first_row :: self._stride, :: self._stride]
         valid = seen > 0
-        if np.count_nonzero(valid) < self.MIN_VALID * seen.size:
-            return 0.0
+        for sector in self._sectors:
+            pixels = valid[sector]
+            if np.count_nonzero(pixels) < self.MIN_VALID * pixels.size:
+                return 0.0
         near = seen[valid & (seen < self._limit_mm)]
         if near.size <= self.RANK:
             return self.FAR_M

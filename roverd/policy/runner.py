@@ -122,9 +122,9 @@ class OnnxRunner:
         mean = self._infer().astype(np.float64)
         noise = np.zeros(len(mean))
         if tick.flags & wire.EXPLORE:
-            noise = np.random.Generator(np.random.Philox(key=self._seed, counter=tick.decision)).standard_normal(
-                len(mean)
-            )
+            # the decision stands in the high words: the low ones count blocks, which two decisions would else share
+            philox = np.random.Philox(key=self._seed, counter=tick.decision << 64)
+            noise = np.random.Generator(philox).standard_normal(len(mean))
         u = mean + self._std * noise
         action = self._low + (np.tanh(u) + 1) * 0.5 * self._span
         u32, mean32 = u.astype(np.float32), mean.astype(np.float32)
