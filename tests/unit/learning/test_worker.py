@@ -1,0 +1,136 @@
+import asyncio
+import contextlib
+
+import pytest
+
+from trainerd.learning import checkpoint
+from trainerd.learning.worker import Callbacks, Worker, WorkerError
+
+
+class Heard:
+    def __init__(self):
+        self.updates, self.checkpoints, self.errors = [], [], []
+        self.ready, self.updated, self.saved, self.failed = (asyncio.Event() for _ in range(4))
+        self.callbacks = Callbacks(
+            lambda seconds: self.ready.set(),
+            lambda result, snapshot: (self.updates.append((result, snapshot)), self.updated.set()),
+            lambda path: (self.checkpoints.append(path), self.saved.set()),
+            lambda error: (self.errors.append(error), self.failed.set()),
+        )
+
+
+@contextlib.asynccontextmanager
+async def running(worker):
+    task = asyncio.create_task(worker.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, WorkerError):
+            await task
+
+
+def make(toy, folder, heard, **options):
+    learner = toy.learner()
+    rollouts = toy.rollouts(32)
+    return Worker(learner, rollouts, heard.callbacks, checkpoint_folder=folder, **options)
+
+
+async def test_a_submitted_rollout_gives_a_result_a_snapshot_and_a_checkpoint(toy, tmp_path):
+    heard = Heard()
+    worker = make(toy, tmp_path, heard, checkpoint_interval=1)
+    async with running(worker):
+        await heard.ready.wait()
+        assert worker.submit(toy.filled(worker.learner))
+        await heard.saved.wait()
+    result, snapshot = heard.updates[0]
+    assert result.update == 1
+    assert "log_std" in snapshot
+    assert heard.checkpoints == [tmp_path / "ppo_update_1"]
+
+
+async def test_a_rollout_goes_back_to_the_pool_after_its_update(toy, tmp_path):
+    heard = Heard()
+    worker = make(toy, tmp_path, heard)
+    pool = worker._rollouts
+    taken = [pool.acquire(), pool.acquire()]
+    assert pool.acquire() is None
+    async with running(worker):
+        worker.submit(toy.filled(worker.learner))
+        await heard.updated.wait()
+    assert pool.acquire() is not None
+    assert len(taken) == 2
+
+
+async def test_pause_rests_between_two_minibatches_and_resume_goes_on(toy, tmp_path):
+    heard, passed = Heard(), []
+    worker = make(toy, tmp_path, heard)
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def job():
+        for index in range(3):
+            passed.append(index)
+            if index == 0:
+                worker.pause()
+            yield
+        loop.call_soon_threadsafe(done.set)
+
+    async with running(worker):
+        worker.submit_job(job)
+        await heard.ready.wait()
+        while not worker.is_paused:
+            await asyncio.sleep(0)
+        assert passed == [0]
+        worker.resume()
+        await done.wait()
+    assert passed == [0, 1, 2]
+
+
+async def test_stopping_within_an_endless_job_takes_one_minibatch(toy, tmp_path):
+    heard = Heard()
+    worker = make(toy, tmp_path, heard)
+
+    def job():
+        while True:
+            yield
+
+    async with running(worker) as task:
+        worker.submit_job(job)
+        await heard.ready.wait()
+        worker.stop()
+        await asyncio.wait_for(task, 5)
+
+
+async def test_a_checkpoint_on_request_and_one_that_fails(toy, tmp_path):
+    heard = Heard()
+    worker = make(toy, tmp_path, heard)
+    async with running(worker):
+        worker.request_checkpoint()
+        await heard.saved.wait()
+    assert checkpoint.latest(tmp_path)[0].path.name == "ppo_update_0"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    worker = make(toy, blocked, heard)
+    async with running(worker):
+        worker.request_checkpoint()
+        await heard.failed.wait()
+    assert "ppo_update_0" in str(heard.errors[0])
+
+
+async def test_a_job_that_fails_ends_the_service_with_its_error(toy, tmp_path):
+    worker = make(toy, tmp_path, Heard())
+
+    def job():
+        yield
+        raise ValueError("no such thing")
+
+    worker.submit_job(job)
+    with pytest.raises(WorkerError, match="no such thing"):
+        await worker.run()
+
+
+async def test_the_queue_is_bounded(toy, tmp_path):
+    worker = make(toy, tmp_path, Heard())
+    accepted = [worker.submit_job(lambda: iter(())) for _ in range(9)]
+    assert accepted.count(True) == 4

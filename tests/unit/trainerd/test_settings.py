@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from protocol.node.config import ConfigError
+from trainerd.ctl import main as trainerctl
+
+
+def parse(*arguments):
+    from trainerd.main import parse as parse_arguments
+
+    return parse_arguments(arguments)
+
+
+def test_the_documents_options_work_as_written():
+    words = "--port 5555 --update-interval 8192 --checkpoint-interval 10 --checkpoint-dir ./c --tensorboard-dir ./r"
+    loaded = parse(*words.split())
+    settings = loaded.value
+    assert (settings.port, settings.ppo.rollout, settings.checkpoint_interval) == (5555, 8192, 10)
+    assert (str(settings.checkpoint_dir), str(settings.tensorboard_dir)) == ("c", "r")
+
+
+def test_the_documents_hyperparameters_are_the_defaults():
+    ppo = parse().value.ppo
+    assert (ppo.learning_rate, ppo.gamma, ppo.lambda_, ppo.clip) == (3e-4, 0.99, 0.95, 0.2)
+    assert (ppo.entropy, ppo.value, ppo.epochs, ppo.minibatch, ppo.rollout) == (0.01, 0.5, 4, 256, 8192)
+
+
+def test_all_mistakes_are_reported_at_once_with_the_nearest_name(tmp_path):
+    file = tmp_path / "trainerd.toml"
+    file.write_text("[ppo]\nclipp = 0.1\n")
+    with pytest.raises(ConfigError) as caught:
+        parse("--config", str(file), "--port", "99999", "--set", "train.decisions=-1")
+    assert len(caught.value.mistakes) == 3
+    assert any("did you mean ppo.clip?" in mistake for mistake in caught.value.mistakes)
+
+
+def test_wrong_settings_end_with_status_2_and_a_line_each(capsys):
+    from trainerd.main import main
+
+    assert main(["--profile", "demoo"]) == 2
+    assert "no such profile; there are default, demo" in capsys.readouterr().err
+
+
+def test_config_show_names_the_origin_without_a_daemon(capsys, tmp_path):
+    words = ["config", "show", "--origin", "--profile", "demo", "--json", "--control-socket", str(tmp_path / "none")]
+    assert trainerctl(words) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["config"]}
+    assert rows["ppo.gamma"] == {"name": "ppo.gamma", "value": "0.97", "origin": "profile demo"}
+    assert rows["port"]["origin"] == "default"

@@ -1,0 +1,298 @@
+"""trainerctl: the command line of trainerd, one table of commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protocol.errors import RoverError
+from protocol.node.config import load, show
+from protocol.node.ctl import Command, Outcome, render_facts, render_table, run_command_line
+from protocol.node.socket import ControlClient, ControlError
+from trainerd.profiles import profile_layers
+from trainerd.settings import DEFAULT_CONTROL_SOCKET, Settings
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+POLL_S = 0.5
+SHORT = 12
+
+
+class EvaluationFailedError(RoverError):
+    """An evaluation or a lint came to no end; the message says why."""
+
+
+def _get(path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
+    return lambda client, _arguments: (client.get(path), 0)
+
+
+def _post(path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
+    return lambda client, _arguments: (client.post(path), 0)
+
+
+def _named(method: str, path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
+    def run(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+        filled = path.format(name=arguments.name)
+        return (client.get(filled) if method == "GET" else client.post(filled)), 0
+
+    return run
+
+
+def _name(what: str) -> Callable[[argparse.ArgumentParser], None]:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("name", metavar=what.upper(), help=f"the {what}")
+
+    return add
+
+
+def _status(client: ControlClient, _arguments: argparse.Namespace) -> Outcome:
+    payload = client.get("/status")
+    return payload, 0 if payload["health"]["ok"] else 1
+
+
+def _doctor(client: ControlClient, _arguments: argparse.Namespace) -> Outcome:
+    payload = client.get("/doctor")
+    return payload, 0 if all(check["ok"] for check in payload["checks"]) else 1
+
+
+def _evaluate(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    body = {
+        "policy": arguments.policy,
+        "episodes": arguments.episodes,
+        "seed": arguments.seed,
+        "rover": arguments.rover,
+    }
+    asked = client.post("/evaluate", body)
+    if arguments.no_wait:
+        return asked, 0
+    return _wait(client, f"/evaluations/{asked['id']}", "evaluation"), 0
+
+
+def _lint(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    body = {"episodes": arguments.episodes, "seed": arguments.seed, "rover": arguments.rover}
+    answer = _wait(client, f"/reward/lints/{client.post('/reward/lint', body)['id']}", "reward lint")
+    return answer, 0 if answer["passed"] else 1
+
+
+def _wait(client: ControlClient, path: str, what: str) -> dict[str, Any]:
+    """Poll until it is over, with its progress on a terminal."""
+    while True:
+        answer = client.get(path)
+        if answer["stage"] == "failed":
+            raise EvaluationFailedError(f"{what}: {answer['reason']}")
+        if sys.stderr.isatty():
+            print(f"\r{what}: {answer['episodes_done']}/{answer['episodes']} episodes ", end="", file=sys.stderr)
+        if answer["stage"] == "finished":
+            if sys.stderr.isatty():
+                print(file=sys.stderr)
+            return answer
+        time.sleep(POLL_S)
+
+
+def _config(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    """Ask the daemon; without one, or where sources are named, load the settings here."""
+    is_local = arguments.profile is not None or arguments.config is not None or arguments.set
+    rows: list[dict[str, str]] | None = None
+    if not is_local:
+        try:
+            rows = client.get("/config")["config"]
+        except ControlError as error:
+            if error.status is not None:
+                raise
+            print(f"trainerctl: {error}; these are the settings a daemon would start with here", file=sys.stderr)
+    if rows is None:
+        layers = profile_layers(arguments.profile or "default")
+        loaded = load(
+            Settings,
+            layers=layers,
+            file=arguments.config,
+            env_prefix="TRAINERD_",
+            environ=os.environ,
+            overrides=arguments.set,
+        )
+        rows = [{"name": n, "value": v, "origin": o} for n, v, o in show(loaded, with_origin=True)]
+    if not arguments.origin:
+        rows = [{"name": row["name"], "value": row["value"]} for row in rows]
+    return {"ok": True, "config": rows}, 0
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--origin", action="store_true", help="say where each value comes from")
+    parser.add_argument("--profile", metavar="NAME", help="show what a daemon with this profile would start with")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="likewise with this file")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="likewise with this option")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", default="latest", help="latest, a policy's id, or a controller: random, reactive")
+    parser.add_argument("--no-wait", action="store_true", help="do not wait for the result")
+    _batch_arguments(parser, 400)
+
+
+def _batch_arguments(parser: argparse.ArgumentParser, episodes: int = 20) -> None:
+    parser.add_argument("--episodes", type=int, default=episodes, metavar="N", help=f"episodes (default {episodes})")
+    parser.add_argument("--seed", type=int, default=1_000_000, metavar="N", help="first arena (default 1000000)")
+    parser.add_argument("--rover", default="", metavar="NAME", help="the rover (default: the one with least to do)")
+
+
+def _render_status(payload: dict[str, Any]) -> str:
+    steps, policy, health = payload["steps"], payload["policy"], payload["health"]
+    budget = f" of {payload['decision_budget']}" if payload["decision_budget"] else ""
+    rate = payload["success"]["rate"]
+    driving = policy["update_to_driving_s"]
+    facts: dict[str, Any] = {
+        "state": payload["state"] + (" (frozen)" if payload["is_frozen"] else ""),
+        "health": "ok" if health["ok"] else "degraded: " + "; ".join(health["causes"]),
+        "run": f"{payload['run_id']}, up {payload['uptime_s']:.0f} s, port {payload['port']}",
+        "rovers": payload["rovers"],
+        "updates": payload["updates"],
+        "decisions": f"{payload['decisions']}{budget}, {payload['decisions_per_second']:.1f} a second",
+        "steps": ", ".join(f"{name} {count}" for name, count in steps.items()),
+        "success": "-" if rate is None else f"{100 * rate:.1f} % of {payload['success']['n']} episodes",
+        "policy": f"{(policy['wanted'] or '-')[:SHORT]}, counter {policy['wanted_counter']}",
+        "exports": f"{policy['exports']}, {policy['export_failed']} failed",
+        "to driving": "-" if not driving["n"] else f"mean {driving['mean']:.2f} s, worst {driving['max']:.2f} s",
+        "checkpoint": payload["checkpoint"]["latest"] or "-",
+        "tensorboard": payload["tensorboard_dir"],
+    }
+    return render_facts(facts)
+
+
+def _render_rows(key: str, *columns: str) -> Callable[[dict[str, Any]], str]:
+    def render(payload: dict[str, Any]) -> str:
+        rows = [[_cell(name, row.get(name)) for name in columns] for row in payload[key]]
+        return render_table(rows, [name.removesuffix("_id") for name in columns])
+
+    return render
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name in {"policy_id", "parent"}:
+        return str(value)[:SHORT] or "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def _render_doctor(payload: dict[str, Any]) -> str:
+    lines = []
+    for check in payload["checks"]:
+        lines.append(f"{'ok  ' if check['ok'] else 'FAIL'}  {check['check']}: {check['measured']}")
+        if not check["ok"]:
+            lines.append(f"      expected {check['expected']}; {check['hint']}")
+    return "\n".join(lines)
+
+
+def _render_evaluation(payload: dict[str, Any]) -> str:
+    result = payload["result"]
+    if payload["stage"] != "finished" or result is None:
+        return f"{payload['id']}  {payload['stage']}, {payload['episodes_done']} of {payload['episodes']} episodes"
+    name = f"{payload['policy']} {payload['policy_id'][:SHORT]}".strip()
+    rate = f"{100 * result['success']:.1f} % [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+    words = [f"{name}: success {rate} of {result['n']}", f"collisions {result['collisions']}"]
+    words.append(f"time-outs {result['timeouts']}")
+    if result["duration_s"] is not None:
+        words.append(f"mean time {result['duration_s']:.1f} s")
+    if result["path_efficiency"] is not None:
+        words.append(f"path efficiency {result['path_efficiency']:.2f}")
+    return ", ".join(words)
+
+
+def _render_lint(payload: dict[str, Any]) -> str:
+    lines = []
+    for pair in payload["pairs"]:
+        earned = [f"{pair[name]:.3f}" if pair[name] is not None else "-" for name in ("better_return", "worse_return")]
+        words = "earns more than" if pair["passed"] else "should earn more than"
+        verdict = f"{pair['better']} {words} {pair['worse']}: {earned[0]}, {earned[1]}"
+        lines.append(f"{'ok  ' if pair['passed'] else 'FAIL'}  {verdict}")
+    return "\n".join(lines)
+
+
+COMMANDS: Sequence[Command] = (
+    Command(("status",), "how training goes; exit status 1 when degraded", _status, render=_render_status),
+    Command(("doctor",), "check GPU, port, folders, rovers, plugins, specs", _doctor, render=_render_doctor),
+    Command(("train", "start"), "train", _post("/train/start")),
+    Command(("train", "pause"), "rest after the present minibatch; the rovers stand", _post("/train/pause")),
+    Command(("train", "resume"), "go on after pause or stop", _post("/train/resume")),
+    Command(("train", "stop"), "finish the update, write a checkpoint; the rovers stand", _post("/train/stop")),
+    Command(
+        ("checkpoint", "list"),
+        "list the checkpoints",
+        _get("/checkpoints"),
+        render=_render_rows("checkpoints", "name", "update"),
+    ),
+    Command(("checkpoint", "save"), "write a checkpoint after the present update", _post("/checkpoints")),
+    Command(
+        ("checkpoint", "restore"),
+        "go on from a checkpoint",
+        _named("POST", "/checkpoints/{name}/restore"),
+        _name("checkpoint"),
+    ),
+    Command(
+        ("policy", "list"),
+        "list the policies, newest first",
+        _get("/policies"),
+        render=_render_rows("policies", "policy_id", "counter", "update", "decisions", "parent", "is_wanted"),
+    ),
+    Command(("policy", "show"), "show a policy and its manifest", _named("GET", "/policies/{name}"), _name("policy")),
+    Command(
+        ("policy", "deploy"),
+        "let the rovers drive a policy; latest: follow the newest",
+        _named("POST", "/policies/{name}/deploy"),
+        _name("policy"),
+    ),
+    Command(("policy", "rollback"), "let the rovers drive the policy before this one", _post("/policies/rollback")),
+    Command(
+        ("rover", "list"),
+        "list the rovers",
+        _get("/rovers"),
+        render=_render_rows("rovers", "rover_id", "connected", "steps", "policy_id", "policy_counter", "order_id"),
+    ),
+    Command(
+        ("plugins",),
+        "list the plugins",
+        _get("/plugins"),
+        render=_render_rows("plugins", "group", "name", "distribution", "version", "state", "last_error"),
+    ),
+    Command(
+        ("evaluate",),
+        "drive a policy without exploration in unseen arenas and count",
+        _evaluate,
+        _evaluate_arguments,
+        _render_evaluation,
+    ),
+    Command(
+        ("reward", "lint"),
+        "check that the reward ranks scripted driving as the task declares",
+        _lint,
+        _batch_arguments,
+        _render_lint,
+    ),
+    Command(
+        ("config", "show"),
+        "show every option",
+        _config,
+        _config_arguments,
+        _render_rows("config", "name", "value", "origin"),
+    ),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run trainerctl; the exit status tells: 0 done, 1 refused, failed or degraded, 2 wrong usage."""
+    words = "Ask and command a running trainerd."
+    return run_command_line("trainerctl", words, COMMANDS, default_socket=default_socket(), arguments=arguments)
+
+
+def default_socket() -> Path:
+    """Return the socket of ``TRAINERD_CONTROL_SOCKET`` or of the default state folder."""
+    return Path(os.environ.get("TRAINERD_CONTROL_SOCKET") or DEFAULT_CONTROL_SOCKET)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

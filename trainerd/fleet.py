@@ -1,0 +1,327 @@
+"""The rovers of a run: who is admitted, what each should drive, and whether it does. Pure logic: time comes in.
+
+Everything is level-triggered: a rover states what drives it in each ping, and whatever differs from what it should be
+is offered or ordered again until it fits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from protocol import PROTOCOL_VERSION
+from protocol.errors import RoverError
+from protocol.messages import Hello, Message, Offer, Order, OrderUpdate, Ping, Refuse, Verdict, Welcome
+from protocol.node.log import get_logger
+from protocol.spec import SpecError
+from trainerd.evaluate import FAILED, Evaluation, Evaluations
+from trainerd.lane import Lane, Tally
+from trainerd.rover import Rover, Waiting, plain, refusal_of_text
+from trainerd.run import parse_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from protocol.spec import RobotSpec, TaskSpec
+    from trainerd.run import Run, RunFile
+    from trainerd.settings import LinkSettings
+
+log = get_logger()
+TAKE_OVER_S = 1.0
+"""A rover that was silent so long may be replaced by a new process of the same name."""
+SLOWEST_OFFER_S = 16.0
+STANDING = {mode: Order(mode, mode) for mode in ("train", "idle")}
+"""The orders that hold while there is no evaluation; their id is their mode."""
+
+
+class Fleet:
+    """All rovers and what they are told; ``outbox`` collects messages. The link thread owns it."""
+
+    def __init__(
+        self,
+        run_file: RunFile,
+        settings: LinkSettings,
+        *,
+        check_specs: Callable[[RobotSpec, TaskSpec], object],
+        on_specs: Callable[[Run], object],
+        on_evaluated: Callable[[Evaluation], object] | None = None,
+    ) -> None:
+        """Admit rovers to a run.
+
+        Args:
+            run_file: the run, whose specs the first rover fixes.
+            settings: of the link.
+            check_specs: raises RoverError where nothing can be learned for a robot and a task.
+            on_specs: hears once when the specs are fixed.
+            on_evaluated: hears of each finished evaluation.
+
+        """
+        self.rovers: dict[str, Rover] = {}
+        self.outbox: deque[tuple[bytes, Message]] = deque()
+        self.evaluations = Evaluations(on_evaluated)
+        self.mode = "idle"
+        self.wanted: Offer | None = None
+        self.tally = Tally()
+        self.leftover: list[Rover] = []
+        """Rovers as they were before they started again, whose last records still wait."""
+        self.update_to_driving_s: list[float] = []
+        self.refused_hellos: Counter[str] = Counter()
+        self.last_refusal = ""
+        self._run_file = run_file
+        self._settings = settings
+        self._check_specs = check_specs
+        self._on_specs = on_specs
+        self._alone_s: float | None = None
+        self._offers: dict[str, Offer] = {}
+        self._finished: dict[str, float] = {}
+        self._by_identity: dict[bytes, str] = {}
+
+    @property
+    def specs(self) -> tuple[RobotSpec, TaskSpec] | None:
+        """The run's specs, or None before the first rover."""
+        return self._run_file.run.specs
+
+    def rover_of(self, identity: bytes) -> Rover | None:
+        """Return the rover that said hello on a connection."""
+        return self.rovers.get(self._by_identity.get(identity, ""))
+
+    def greet(self, identity: bytes, hello: Hello, now_s: float) -> Rover | None:
+        """Admit a rover or refuse it by name of the reason."""
+        refusal = self._refusal(identity, hello, now_s)
+        if refusal is not None:
+            self.refused_hellos[refusal.code] += 1
+            self.last_refusal = refusal.reason
+            if self.refused_hellos[refusal.code] in {1, 10, 100, 1000}:
+                hint = "the reason was sent to the rover"
+                log.warning("rover.refused", code=refusal.code, reason=refusal.reason, hint=hint)
+            self.outbox.append((identity, refusal))
+            return None
+        rover = self._admit(identity, hello, now_s)
+        version = min(hello.newest_version, PROTOCOL_VERSION)
+        received = rover.lane.done.to_list(256)
+        run_id, credit = self._run_file.run.run_id, self._settings.credit
+        self.outbox.append((identity, Welcome(version, "trainerd", run_id, credit, hello.boot_id, received)))
+        self._state(rover, hello.policy_id, hello.policy_counter, hello.order_id)
+        self.converge(rover, now_s)
+        return rover
+
+    def ping(self, rover: Rover, ping: Ping, now_s: float) -> None:
+        """Take in what a rover states of itself, and converge it."""
+        rover.status = plain(ping.status)
+        self._state(rover, ping.policy_id, ping.policy_counter, ping.order_id)
+        if self._finished.get(ping.policy_id):
+            self._drives(rover, ping.policy_id, now_s)
+        self.converge(rover, now_s)
+
+    def verdict(self, rover: Rover, verdict: Verdict, now_s: float) -> None:
+        """Take in what became of a policy on a rover."""
+        stage, reason = verdict.stage[:40], verdict.reason[:400]
+        facts = {"policy_id": verdict.policy_id[:64], "stage": stage, "reason": reason, "seconds": verdict.seconds}
+        rover.verdicts.append(plain({**facts, "at_s": now_s}))
+        if stage == "driving":
+            rover.policy_id = verdict.policy_id
+            self._drives(rover, verdict.policy_id, now_s)
+        elif stage in {"refused", "rolled_back"}:
+            rover.refused[verdict.policy_id] = reason or stage
+            hint = "the rover keeps its policy; a newer one will be offered"
+            log.warning(
+                "policy.refused", rover_id=rover.rover_id, policy_id=verdict.policy_id, reason=reason, hint=hint
+            )
+        self.converge(rover, now_s)
+
+    def order_update(self, rover: Rover, update: OrderUpdate, now_s: float) -> None:
+        """Take in how far a rover is with an order."""
+        rover.order_id, rover.order_stage = update.order_id, update.stage[:40]
+        self.evaluations.update(update, now_s)
+        self.converge(rover, now_s)
+
+    def want(self, offer: Offer, finished_s: float | None) -> None:
+        """Want a policy on every rover; ``finished_s`` says when the update that made it was finished."""
+        self.wanted = offer
+        self._finished = {offer.policy_id: finished_s} if finished_s is not None else {}
+        for rover in self.rovers.values():
+            if finished_s is None:
+                rover.refused.pop(offer.policy_id, None)
+
+    def know(self, offer: Offer) -> None:
+        """Keep an offer for an evaluation."""
+        self._offers[offer.policy_id] = offer
+
+    def set_mode(self, mode: str, now_s: float) -> None:
+        """Let rovers ``train`` or be ``idle`` while they have no evaluation."""
+        if mode != self.mode:
+            self.mode = mode
+            for rover in self.rovers.values():
+                rover.stepped_s = now_s
+                self.converge(rover, now_s)
+
+    def converge(self, rover: Rover, now_s: float) -> None:
+        """Offer the policy and send the order that a rover should have, where it has another; not too often."""
+        if not rover.connected:
+            return
+        offer = self.offer_for(rover)
+        if offer is not None and offer.policy_id != rover.policy_id and offer.policy_id not in rover.refused:
+            is_due, rover.offered = _due(rover.offered, offer.policy_id, now_s, self._settings.offer_interval_s)
+            if is_due:
+                back = rover.policy_counter >= offer.counter
+                self.outbox.append(
+                    (rover.identity, Offer(offer.policy_id, offer.counter, offer.size_bytes, offer.sha256, back))
+                )
+        order = self.order_for(rover)
+        if order.order_id != rover.order_id:
+            is_due, rover.ordered = _due(rover.ordered, order.order_id, now_s, self._settings.offer_interval_s)
+            if is_due:
+                rover.stepped_s = now_s
+                self.outbox.append((rover.identity, order))
+
+    def offer_for(self, rover: Rover) -> Offer | None:
+        """Return the policy that a rover should drive: its evaluation's, else the wanted one."""
+        evaluation = self.evaluations.current(rover.rover_id)
+        if evaluation is not None and evaluation.order.policy_id:
+            return self._offers.get(evaluation.order.policy_id, self.wanted)
+        return self.wanted
+
+    def order_for(self, rover: Rover) -> Order:
+        """Return the order that a rover should have; an evaluation waits until its policy drives."""
+        evaluation = self.evaluations.current(rover.rover_id)
+        if evaluation is not None:
+            policy_id = evaluation.order.policy_id
+            if policy_id in rover.refused:
+                evaluation.stage = FAILED
+                evaluation.reason = f"{rover.rover_id} refused policy {policy_id[:12]}: {rover.refused[policy_id]}"
+            elif not policy_id or policy_id == rover.policy_id:
+                return evaluation.order
+        return STANDING[self.mode]
+
+    def tick(self, now_s: float) -> list[Rover]:
+        """Declare silent rovers gone, converge the others, expire evaluations; return who is gone."""
+        if self._alone_s is None or any(rover.connected for rover in self.rovers.values()):
+            self._alone_s = now_s
+        self.evaluations.expire(now_s)
+        gone = []
+        for rover in self.rovers.values():
+            if rover.connected and now_s - rover.heard_s > self._settings.dead_after_s:
+                self.part(rover, "silent")
+                gone.append(rover)
+            self.converge(rover, now_s)
+        return gone
+
+    def causes(self, now_s: float) -> list[str]:
+        """Say what is wrong with the rovers, for the health in the status."""
+        quiet_s = self._settings.quiet_after_s
+        connected = [rover for rover in self.rovers.values() if rover.connected]
+        causes = []
+        if not connected and self.mode == "train" and self._alone_s is not None and now_s - self._alone_s > quiet_s:
+            causes.append(f"no rover is connected{': ' + self.last_refusal if self.last_refusal else ''}")
+        for rover in connected:
+            silent_s = now_s - rover.stepped_s
+            is_driving = rover.order_id not in {"", "idle"} or self.order_for(rover).order_id != "idle"
+            if is_driving and silent_s > quiet_s and not rover.lane.waiting:
+                causes.append(f"{rover.rover_id}: no step in {silent_s:.0f} s although it is ordered to drive")
+            wanted = self.offer_for(rover)
+            if wanted is not None and wanted.policy_id in rover.refused:
+                reason = rover.refused[wanted.policy_id]
+                causes.append(f"{rover.rover_id}: refused policy {wanted.policy_id[:12]}: {reason}")
+        return causes
+
+    def rows(self, now_s: float) -> list[dict[str, Any]]:
+        """Describe every rover, as the API shows it."""
+        rows = []
+        for rover in self.rovers.values():
+            evaluation = self.evaluations.current(rover.rover_id)
+            rows.append({**rover.to_map(now_s), "evaluation": evaluation.order.order_id if evaluation else None})
+        return rows
+
+    def part(self, rover: Rover, reason: str) -> None:
+        """Mark a rover as gone; its lane stays, so that what comes again is counted once."""
+        if rover.connected:
+            rover.connected = False
+            log.info("rover.disconnected", rover_id=rover.rover_id, boot_id=rover.boot_id, reason=reason[:200])
+        self._by_identity.pop(rover.identity, None)
+
+    def _refusal(self, identity: bytes, hello: Hello, now_s: float) -> Refuse | None:
+        refusal = refusal_of_text(hello)
+        if refusal is not None:
+            return refusal
+        try:
+            robot, task = parse_specs(hello.robot, hello.task)
+            self._compare(robot, task)
+        except RoverError as error:
+            return Refuse("spec", f"{hello.rover_id}: {error}")
+        known = self.rovers.get(hello.rover_id)
+        if known is not None and known.connected and known.identity != identity:
+            silent_s = now_s - known.heard_s
+            if silent_s <= TAKE_OVER_S and known.boot_id != hello.boot_id:
+                text = f"{hello.rover_id} is connected already (boot {known.boot_id}, heard {silent_s:.1f} s ago)"
+                return Refuse("duplicate", f"{text}: give each rover a name of its own", retry=True)
+        if self.specs is None:
+            self._fix(robot, task)
+        return None
+
+    def _compare(self, robot: RobotSpec, task: TaskSpec) -> None:
+        """Raise RoverError unless the run is for this robot and task, or for none yet and could be."""
+        if self.specs is None:
+            self._check_specs(robot, task)
+            return
+        differences = [*self.specs[0].differences(robot), *self.specs[1].differences(task)]
+        if differences:
+            text = "; ".join(differences)[:3000]
+            raise SpecError(f"it differs from the robot of {self._run_file.run.run_id}: {text}")
+
+    def _fix(self, robot: RobotSpec, task: TaskSpec) -> None:
+        run = self._run_file.fix(robot, task)
+        log.info("run.specified", run_id=run.run_id, robot=robot.name, task=task.name)
+        self._on_specs(run)
+
+    def _admit(self, identity: bytes, hello: Hello, now_s: float) -> Rover:
+        known = self.rovers.get(hello.rover_id)
+        lane: Lane[Waiting] | None = None
+        if known is not None:
+            self._by_identity.pop(known.identity, None)
+            if known.boot_id == hello.boot_id:
+                lane = known.lane
+            else:
+                self.leftover.append(known)
+        if lane is None:
+            lane = Lane.begin(hello.oldest_unacked, self._settings.credit, self.tally)
+        elif not lane.waiting:
+            lane.skip_to(hello.oldest_unacked)
+        other = self.rover_of(identity)
+        if other is not None and other.rover_id != hello.rover_id:
+            self.part(other, f"its connection became {hello.rover_id}")
+        rover = Rover(hello.rover_id, hello.boot_id, identity, lane, software=hello.software[:80])
+        if known is not None:
+            rover.refused, rover.verdicts, rover.steps = known.refused, known.verdicts, known.steps
+            rover.malformed, rover.round_trip_ms = known.malformed, known.round_trip_ms
+        rover.heard_s = rover.stepped_s = now_s
+        rover.settings = plain(hello.settings)
+        is_news = known is None or not known.connected or known.boot_id != hello.boot_id
+        self.rovers[hello.rover_id] = rover
+        self._by_identity[identity] = hello.rover_id
+        if is_news:
+            facts = {"boot_id": rover.boot_id, "software": rover.software, "resumes_at": lane.next_seq}
+            log.info("rover.connected", rover_id=rover.rover_id, **facts)
+        return rover
+
+    def _state(self, rover: Rover, policy_id: str, counter: int, order_id: str) -> None:
+        rover.policy_id, rover.policy_counter, rover.order_id = policy_id, counter, order_id
+
+    def _drives(self, rover: Rover, policy_id: str, now_s: float) -> None:
+        finished_s = self._finished.pop(policy_id, None)
+        if finished_s is not None:
+            self.update_to_driving_s.append(now_s - finished_s)
+            log.info(
+                "policy.drives", rover_id=rover.rover_id, policy_id=policy_id, seconds=round(now_s - finished_s, 3)
+            )
+
+
+def _due(
+    last: tuple[str, float, float], key: str, now_s: float, interval_s: float
+) -> tuple[bool, tuple[str, float, float]]:
+    """Decide whether to say a thing again: at once if it is new, then after twice the time each."""
+    last_key, at_s, wait_s = last
+    if key != last_key:
+        return True, (key, now_s, interval_s)
+    if now_s - at_s < wait_s:
+        return False, last
+    return True, (key, now_s, min(2 * wait_s, SLOWEST_OFFER_S))

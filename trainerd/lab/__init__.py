@@ -1,0 +1,1 @@
+"""Judge policies: pure statistics of episodes."""

@@ -1,0 +1,1 @@
+"""Learning: rollouts from records, PPO on rollouts, checkpoints, and the thread that runs the jobs."""

@@ -1,0 +1,183 @@
+"""Checkpoints: folders that appear whole, are checked before use, and hold no pickle.
+
+``ppo_update_50/`` has ``model.safetensors``, ``optimizer.safetensors`` and ``state.json`` (counters, random state,
+specs, and the sha256 of the other two). See Litestream's docs/PATTERNS.md for the order of writing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from protocol.errors import RoverError
+from protocol.spec import RobotSpec, TaskSpec, canonical_hash
+from trainerd.learning.learner import LearnerError, LearnerState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainerd.learning.learner import Learner
+
+FORMAT = 1
+_NAME = re.compile(r"ppo_update_(\d+)")
+_FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+class CheckpointError(RoverError):
+    """A checkpoint is damaged or does not fit the learner; the message names what."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and is undamaged."""
+
+    path: Path
+    state: LearnerState
+    facts: dict[str, Any]
+    """All of ``state.json``: specs and transform as maps, counters, hashes, extra values of the caller."""
+
+
+def save(folder: Path, learner: Learner, *, keep: int = 5, extra: dict[str, Any] | None = None) -> Path:
+    """Write ``folder/ppo_update_<n>`` so that a power cut leaves either all or nothing of it.
+
+    Args:
+        folder: is made where missing.
+        learner: between two updates.
+        keep: newest checkpoints that stay; older ones are deleted.
+        extra: plain JSON that is given back by ``load``.
+
+    Raises:
+        CheckpointError: the disk refused, with its reason; older checkpoints are untouched.
+
+    """
+    state = learner.capture()
+    contents = dict(zip(_FILES, (save_tensors(state.weights), save_tensors(state.optimizer)), strict=True))
+    facts = {
+        "format": FORMAT,
+        "counters": state.counters,
+        "keys_hash": canonical_hash(sorted(state.weights)),
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+        "robot": learner.robot.to_map(),
+        "task": learner.task.to_map(),
+        "transform": learner.transform.to_map(),
+        "network": vars(learner.network_settings),
+        "ppo": vars(learner.ppo_settings),
+        "extra": extra or {},
+    }
+    contents["state.json"] = json.dumps(facts, indent=1, sort_keys=True).encode()
+    path = folder / f"ppo_update_{learner.updates}"
+    try:
+        _write_whole(folder, path, contents)
+        _prune(folder, keep)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: {error.strerror or error}") from error
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint and verify every hash.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or altered, or the format is unknown.
+
+    """
+    try:
+        facts = json.loads((path / "state.json").read_bytes())
+        if facts["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint {path}: format {facts['format']}, this version reads {FORMAT}")
+        weights, optimizer = (_tensors(path, name, facts["sha256"][name]) for name in _FILES)
+        if canonical_hash(sorted(weights)) != facts["keys_hash"]:
+            raise CheckpointError(f"checkpoint {path}: names of weights are not those that were saved")
+        return Checkpoint(path, LearnerState(weights, optimizer, facts["counters"]), facts)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path}: {error!r}") from error
+
+
+def resume(path: Path, learner: Learner) -> Checkpoint:
+    """Load a checkpoint into a learner, which then goes on as if it had never stopped.
+
+    Raises:
+        CheckpointError: it is damaged, or weights, settings or specs differ; the message names them.
+
+    """
+    checkpoint = load(path)
+    differences = [
+        *learner.robot.differences(RobotSpec.from_map(checkpoint.facts["robot"])),
+        *learner.task.differences(TaskSpec.from_map(checkpoint.facts["task"])),
+    ]
+    if differences:
+        raise CheckpointError(f"checkpoint {path}: " + "; ".join(differences))
+    try:
+        learner.restore(checkpoint.state)
+    except (LearnerError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from error
+    return checkpoint
+
+
+def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest undamaged checkpoint, and the reasons why newer ones were passed over."""
+    reasons: list[str] = []
+    for path in reversed(found(folder)):
+        try:
+            return load(path), reasons
+        except CheckpointError as error:
+            reasons.append(str(error))
+    return None, reasons
+
+
+def found(folder: Path) -> list[Path]:
+    """List checkpoint folders, the one with the highest update last; damaged ones included."""
+    if not folder.is_dir():
+        return []
+    named = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named)]
+
+
+def _tensors(path: Path, name: str, sha256: str) -> dict[str, Tensor]:
+    content = (path / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise CheckpointError(f"checkpoint {path}: {name} is not what was saved ({len(content)} bytes)")
+    return load_tensors(content)
+
+
+def _write_whole(folder: Path, path: Path, contents: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{path.name}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for name, content in contents.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync_folder(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        _sync_folder(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for path in found(folder)[: -max(keep, 1)]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,327 @@
+"""The learner: network, optimiser, schedules and counters, and what one rollout does to them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from protocol.errors import RoverError
+from protocol.spec import canonical_hash
+from trainerd.learning.distributions import log_prob
+from trainerd.learning.inputs import Inputs
+from trainerd.learning.networks import PolicyNetwork
+from trainerd.learning.ppo import ppo_update
+from trainerd.learning.rollout import Rollout
+from trainerd.learning.settings import adapt, kl_target_at, learning_rate_at, std_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from protocol.spec import RobotSpec, TaskSpec
+    from protocol.transform import InputTransform
+    from trainerd.learning.settings import NetworkSettings, PpoSettings
+
+FloatArray = npt.NDArray[np.float32]
+
+REMEMBERED_POLICIES = 4
+GAP_ROWS = 64
+
+
+class LearnerError(RoverError):
+    """A saved learner does not fit the one that should go on from it."""
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What became of a rollout."""
+
+    update: int
+    """PPO updates so far; unchanged where the rollout only fitted the normaliser or was refused."""
+    policy_counter: int
+    decisions: int
+    """Decisions that came to the learner so far."""
+    progress: float
+    metrics: dict[str, float]
+    fitted: bool = False
+    """The rollout fitted the input normaliser."""
+    refused: tuple[str, ...] = ()
+    """Names of alarms for which the learner did not train on it."""
+    returns: tuple[float, ...] = ()
+    """Returns of the episodes that ended in the rollout."""
+    successes: int = 0
+
+    @property
+    def is_new_policy(self) -> bool:
+        """True where weights changed, so that a policy is worth publishing."""
+        return not self.refused and self.metrics.get("rolled_back", 0.0) == 0.0
+
+
+@dataclass
+class LearnerState:
+    """Everything that a resumed run needs; tensors by name, the rest plain JSON."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    counters: dict[str, Any] = field(default_factory=dict)
+
+
+class Learner:
+    """Learn a policy for one robot and task from rollouts.
+
+    One thread only, that of the GPU. Equal seeds, rollouts and thread counts give equal weights on one machine.
+    """
+
+    def __init__(  # noqa: PLR0913 - what a run is
+        self,
+        robot: RobotSpec,
+        task: TaskSpec,
+        transform: InputTransform,
+        build_encoder: Callable[[tuple[int, int, int]], nn.Module],
+        *,
+        network: NetworkSettings,
+        ppo: PpoSettings,
+        seed: int,
+        budget_decisions: int,
+        device: str = "cpu",
+    ) -> None:
+        """Make an untrained learner.
+
+        ``build_encoder`` is an encoder plugin's ``build`` with its settings bound. Schedules reach their end after
+        ``budget_decisions``.
+        """
+        self.robot, self.task, self.transform = robot, task, transform
+        self.network_settings, self.ppo_settings = network, ppo
+        self.budget_decisions = budget_decisions
+        self.device = torch.device(device)
+        self.updates = self.policy_counter = self.decisions = 0
+        self.is_fitted = network.normaliser_frames == 0 or not transform.planes
+        self.learning_rate = ppo.learning_rate
+        shape = (transform.channels, transform.height, transform.width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = PolicyNetwork(build_encoder(shape), shape, transform.size, len(robot.action), network)
+        self.network.to(self.device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=ppo.learning_rate, eps=ppo.adam_eps, fused=True)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.inputs = Inputs(transform, self.device, ppo.autocast)
+        self._remembered: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._set_std()
+        self._remember()
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is done, at most 1."""
+        return min(1.0, self.decisions / self.budget_decisions)
+
+    @property
+    def settings_hash(self) -> str:
+        """Sha256 (hex) of everything that a resumed run must share."""
+        return canonical_hash(
+            {
+                "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.network_settings).items()},
+                "ppo": vars(self.ppo_settings),
+                "robot": self.robot.hash,
+                "task": self.task.hash,
+                "transform": self.transform.hash,
+            }
+        )
+
+    def warm_up(self) -> None:
+        """Compile and load everything that the first update needs, seconds that belong before ``ready``."""
+        rollout = Rollout.allocate(self.robot, self.task, self.transform, 1)
+        rollout.rows = 1
+        self.inputs.load(rollout, self.network)
+        self.inputs.gather.images(rollout, np.arange(1))
+        with torch.no_grad():
+            for precise in (True, False):
+                self.inputs.features(self.network, np.arange(1), precise=precise)
+
+    def fit_normaliser(self, rollout: Rollout) -> None:
+        """Fit the per-pixel normaliser to the rollout's first frames, and freeze it."""
+        frames = min(rollout.rows, self.network_settings.normaliser_frames)
+        total = np.zeros(self.network.image_shape, np.float64)
+        squares = np.zeros(self.network.image_shape, np.float64)
+        for start in range(0, frames, 64):
+            rows = np.arange(start, min(start + 64, frames))
+            image = np.stack([self.transform.image({k: v[r] for k, v in rollout.images.items()}) for r in rows])
+            total += image.sum(axis=0, dtype=np.float64)
+            squares += np.square(image, dtype=np.float64).sum(axis=0)
+        mean = total / frames
+        std = np.sqrt(np.maximum(squares / frames - mean * mean, 0.0))
+        self.network.fit_normaliser(mean.astype(np.float32), std.astype(np.float32))
+        self.is_fitted = True
+
+    def update(self, rollout: Rollout) -> Generator[None, None, UpdateResult]:
+        """Learn from a rollout; yields after each minibatch and returns what came of it (``StopIteration.value``).
+
+        The first frames only fit the normaliser: a rollout that holds no more than those is not trained on. A rollout
+        with alarms (a reward that never changes) is refused unless the settings allow it.
+        """
+        began = time.perf_counter()
+        if rollout.alarms and not self.ppo_settings.allow_flat_reward:
+            return self._result(rollout, {}, refused=rollout.alarms)
+        is_fitting = not self.is_fitted
+        if is_fitting:
+            self.fit_normaliser(rollout)
+        self.decisions += rollout.rows
+        metrics: dict[str, float] = {}
+        if not is_fitting or rollout.rows > self.network_settings.normaliser_frames:
+            metrics = yield from self._train(rollout)
+            self.updates += 1
+        self._set_std()
+        if metrics.get("rolled_back", 0.0) == 0.0:
+            self.policy_counter += 1
+            self._remember()
+        metrics["seconds"] = time.perf_counter() - began
+        return self._result(rollout, metrics, fitted=is_fitting)
+
+    def snapshot(self) -> dict[str, FloatArray]:
+        """Copy the network to float32 arrays by name, ``log_std`` among them."""
+        return self.network.snapshot()
+
+    def capture(self) -> LearnerState:
+        """Return everything that a resumed run needs, as copies on the CPU."""
+        moments = {}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                moments[f"{name}:{key}"] = value.detach().cpu().clone()
+        weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        counters = {
+            "updates": self.updates,
+            "policy_counter": self.policy_counter,
+            "decisions": self.decisions,
+            "is_fitted": self.is_fitted,
+            "learning_rate": self.learning_rate,
+            "budget_decisions": self.budget_decisions,
+            "generator": bytes(self.generator.get_state().numpy()).hex(),
+            "settings_hash": self.settings_hash,
+        }
+        return LearnerState(weights, moments, counters)
+
+    def restore(self, state: LearnerState) -> None:
+        """Go on from a captured state, bit for bit.
+
+        Raises:
+            LearnerError: names of weights differ, or the settings, robot, task or transform do.
+
+        """
+        ours, theirs = set(self.network.state_dict()), set(state.weights)
+        if ours != theirs:
+            message = f"weights: missing {sorted(ours - theirs)}, unexpected {sorted(theirs - ours)}"
+            raise LearnerError(message)
+        if state.counters["settings_hash"] != self.settings_hash:
+            raise LearnerError("settings: the state was saved with other ones; start a new run, or restore them")
+        self.network.load_state_dict(state.weights, strict=True)
+        for name, parameter in self.network.named_parameters():
+            moments = {k.split(":", 1)[1]: v for k, v in state.optimizer.items() if k.split(":", 1)[0] == name}
+            if moments:
+                self.optimizer.state[parameter] = {k: v.clone().to(self.device) for k, v in moments.items()}
+        counters = state.counters
+        self.updates, self.policy_counter = counters["updates"], counters["policy_counter"]
+        self.decisions, self.is_fitted = counters["decisions"], counters["is_fitted"]
+        self.learning_rate, self.budget_decisions = counters["learning_rate"], counters["budget_decisions"]
+        self.generator.set_state(torch.from_numpy(np.frombuffer(bytes.fromhex(counters["generator"]), np.uint8).copy()))
+        self._remembered.clear()
+        self._remember()
+
+    def _train(self, rollout: Rollout) -> Generator[None, None, dict[str, float]]:
+        progress, settings = self.progress, self.ppo_settings
+        gap = self._behaviour_gap(rollout)
+        learning_rate = learning_rate_at(settings, self.learning_rate, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        cloning = settings.demonstration_weight * (1.0 - progress)
+        metrics = yield from ppo_update(
+            self.network,
+            self.optimizer,
+            rollout,
+            self.inputs,
+            settings,
+            cloning=cloning if rollout.cloning_weight[: rollout.rows].any() else 0.0,
+            generator=self.generator,
+        )
+        std = float(self.network.log_std.detach().exp().mean())
+        if "approx_kl" in metrics:
+            self.learning_rate = adapt(settings, self.learning_rate, metrics["approx_kl"], progress)
+        elif metrics["rolled_back"]:
+            self.learning_rate = max(settings.learning_rate_low, self.learning_rate / 2)
+        return {**metrics, **gap, "lr": learning_rate, "kl_target": kl_target_at(settings, progress), "std": std}
+
+    @torch.no_grad()
+    def _behaviour_gap(self, rollout: Rollout) -> dict[str, float]:
+        """Compare recorded log-probs with those of the same policy version here: what quantisation or skew did to it.
+
+        Returns ``behaviour_gap`` (mean absolute difference) and ``behaviour_kl`` (of the two means), where a version
+        that drove in the rollout is still remembered.
+        """
+        counters = rollout.policy_counter[: rollout.rows]
+        is_own = rollout.policy_weight[: rollout.rows] > 0
+        for version in reversed(self._remembered):
+            rows = np.flatnonzero(is_own & (counters == version))[:GAP_ROWS]
+            if len(rows) == 0:
+                continue
+            image = torch.from_numpy(self.inputs.gather.images(rollout, rows)).to(self.device)
+            vector = torch.from_numpy(self.inputs.gather.vectors(rollout, rows)).to(self.device)
+            mean, _ = torch.func.functional_call(self.network, self._remembered[version], (image, vector))
+            log_std = torch.from_numpy(rollout.log_std[rows]).to(self.device)
+            ours = log_prob(torch.from_numpy(rollout.u[rows]).to(self.device), mean, log_std)
+            recorded = torch.from_numpy(rollout.log_prob[rows]).to(self.device)
+            shift = (mean - torch.from_numpy(rollout.mean[rows]).to(self.device)) * torch.exp(-log_std)
+            kl = 0.5 * (shift * shift).sum(dim=1).mean()
+            return {"behaviour_gap": float((ours - recorded).abs().mean()), "behaviour_kl": float(kl)}
+        return {}
+
+    def _remember(self) -> None:
+        """Keep the newest policies, so that the recorded behaviour of those can be checked."""
+        state = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+        self._remembered[self.policy_counter] = state
+        while len(self._remembered) > REMEMBERED_POLICIES:
+            self._remembered.popitem(last=False)
+
+    def _set_std(self) -> None:
+        if self.network_settings.std == "schedule":
+            self.network.set_std(std_at(self.network_settings, self.progress))
+
+    def _result(
+        self, rollout: Rollout, metrics: dict[str, float], *, fitted: bool = False, refused: tuple[str, ...] = ()
+    ) -> UpdateResult:
+        return UpdateResult(
+            update=self.updates,
+            policy_counter=self.policy_counter,
+            decisions=self.decisions,
+            progress=self.progress,
+            metrics=metrics,
+            fitted=fitted,
+            refused=refused,
+            returns=tuple(e.return_ for e in rollout.episodes),
+            successes=sum(e.success for e in rollout.episodes),
+        )
+
+
+def choose_device(wanted: str) -> str:
+    """Return ``cuda`` (ROCm answers to that name as well) where there is one and ``auto`` was wanted, else ``cpu``.
+
+    Raises:
+        LearnerError: a device was asked for that this machine does not have.
+
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise LearnerError(f"device {wanted}: torch {torch.__version__} sees no GPU; set learner.device to auto or cpu")
+    return wanted
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's, numpy's and Python's global generators."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for plugins that use the global one
+    random.seed(seed)

@@ -1,0 +1,196 @@
+"""The learner's thread: takes filled rollouts from a bounded queue, hands results to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from protocol.errors import RoverError
+from trainerd.learning import checkpoint
+from trainerd.learning.learner import UpdateResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from trainerd.learning.learner import Learner
+    from trainerd.learning.rollout import Rollout, Rollouts
+
+Snapshot = dict[str, "npt.NDArray[np.float32]"]
+
+
+class WorkerError(RoverError):
+    """The learner's thread ended by itself."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the event loop wants to hear; every function is called in the loop's thread."""
+
+    on_ready: Callable[[float], None]
+    """Warmed up, after so many seconds."""
+    on_update: Callable[[UpdateResult, Snapshot], None]
+    on_checkpoint: Callable[[Path], None]
+    on_error: Callable[[RoverError], None]
+    """A checkpoint failed; training goes on."""
+
+
+class Worker:
+    """Run jobs, one after the other, in one thread; a job is an iterator that yields after each minibatch.
+
+    A service: ``run`` until cancelled. The other methods are for the loop's thread and return at once. ``stop`` (and
+    cancelling ``run``) takes effect after the present minibatch.
+    """
+
+    name = "learner"
+
+    def __init__(
+        self,
+        learner: Learner,
+        rollouts: Rollouts,
+        callbacks: Callbacks,
+        *,
+        checkpoint_folder: Path,
+        checkpoint_interval: int = 10,
+        checkpoints_kept: int = 5,
+        threads: int = 1,
+    ) -> None:
+        """Prepare; the thread starts with ``run``. ``checkpoint_interval`` is in updates, 0 for none but on request."""
+        self.learner = learner
+        self._rollouts = rollouts
+        self._callbacks = callbacks
+        self._folder = checkpoint_folder
+        self._interval = checkpoint_interval
+        self._kept = checkpoints_kept
+        self._threads = threads
+        self._jobs: queue.Queue[Callable[[], Iterator[None]]] = queue.Queue(maxsize=4)
+        self._going = threading.Event()
+        self._going.set()
+        self._stopping = threading.Event()
+        self._checkpoint_wanted = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: BaseException | None = None
+        self.is_ready = False
+
+    async def run(self) -> None:
+        """Run the thread until cancelled; it is joined before this returns.
+
+        Raises:
+            WorkerError: a job failed.
+
+        """
+        self._loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        thread = threading.Thread(target=self._main, args=(ended,), name=self.name, daemon=True)
+        thread.start()
+        try:
+            await ended.wait()
+        finally:
+            self.stop()
+            await asyncio.shield(asyncio.to_thread(thread.join))
+        if self._failure is not None:
+            raise WorkerError(f"learner: {self._failure!r}") from self._failure
+
+    def submit(self, rollout: Rollout) -> bool:
+        """Queue a filled rollout for PPO; it goes back to the pool by itself. False where the queue is full."""
+        return self.submit_job(lambda: self._ppo(rollout))
+
+    def submit_job(self, make: Callable[[], Iterator[None]]) -> bool:
+        """Queue another job; ``make`` is called in the learner's thread. False where the queue is full."""
+        try:
+            self._jobs.put_nowait(make)
+        except queue.Full:
+            return False
+        return True
+
+    def pause(self) -> None:
+        """Rest after the present minibatch."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Go on after ``pause``; harmless otherwise."""
+        self._going.set()
+
+    def request_checkpoint(self) -> None:
+        """Write a checkpoint between two updates: now, or after the present one."""
+        self._checkpoint_wanted.set()
+
+    def stop(self) -> None:
+        """End after the present minibatch; an unfinished update is thrown away with its process."""
+        self._stopping.set()
+        self._going.set()
+
+    @property
+    def is_paused(self) -> bool:
+        """True between ``pause`` and ``resume``."""
+        return not self._going.is_set()
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait."""
+        return self._jobs.qsize()
+
+    def _main(self, ended: asyncio.Event) -> None:
+        try:
+            torch.set_num_threads(self._threads)
+            began = time.perf_counter()
+            warm_up(self.learner.device)
+            self.learner.warm_up()
+            self.is_ready = True
+            self._tell(self._callbacks.on_ready, time.perf_counter() - began)
+            while not self._stopping.is_set():
+                self._run_next()
+        except BaseException as error:  # noqa: BLE001 - raised again by run, in the loop's thread
+            self._failure = error
+        finally:
+            self._tell(ended.set)
+
+    def _run_next(self) -> None:
+        if self._checkpoint_wanted.is_set():
+            self._checkpoint_wanted.clear()
+            self._save()
+        try:
+            make = self._jobs.get(timeout=0.1)
+        except queue.Empty:
+            return
+        for _ in make():
+            self._going.wait()
+            if self._stopping.is_set():
+                return
+
+    def _ppo(self, rollout: Rollout) -> Iterator[None]:
+        try:
+            result = yield from self.learner.update(rollout)
+        finally:
+            self._rollouts.release(rollout)
+        self._tell(self._callbacks.on_update, result, self.learner.snapshot())
+        if result.is_new_policy and self._interval and result.update and result.update % self._interval == 0:
+            self._save()
+
+    def _save(self) -> None:
+        try:
+            path = checkpoint.save(self._folder, self.learner, keep=self._kept)
+        except checkpoint.CheckpointError as error:
+            self._tell(self._callbacks.on_error, error)
+        else:
+            self._tell(self._callbacks.on_checkpoint, path)
+
+    def _tell(self, function: Callable[..., object], *values: object) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *values)
+
+
+def warm_up(device: torch.device) -> None:
+    """Take one optimiser step on a small network: the first one costs seconds, which belong before ``ready``."""
+    network = torch.nn.Linear(4, 4).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    network(torch.zeros(2, 4, device=device)).sum().backward()
+    optimizer.step()

@@ -1,0 +1,88 @@
+"""What happens once, when trainerd starts: which run it goes on with, and when it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from protocol.errors import RoverError
+from protocol.node import sdnotify
+from protocol.node.log import get_logger
+from trainerd.learning import checkpoint
+from trainerd.run import RunFile, parse_specs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from protocol.node.socket import ControlSocket
+    from trainerd.settings import Settings
+    from trainerd.training import Training
+
+log = get_logger()
+
+
+class FolderError(RoverError):
+    """A folder that trainerd keeps things in cannot be written."""
+
+
+def open_run(settings: Settings) -> RunFile:
+    """Return the run to go on with: the state folder's, else that of the newest checkpoint, else a new one.
+
+    With ``train.fresh`` it is a new one, and the old one's checkpoints are set aside.
+
+    Raises:
+        RoverError: a folder cannot be written, or the file of the run is damaged.
+
+    """
+    path = settings.state_dir / "run.json"
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        settings.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        if settings.train.fresh:
+            path.unlink(missing_ok=True)
+            (settings.state_dir / "deployed.json").unlink(missing_ok=True)
+            _set_aside(settings.checkpoint_dir)
+    except OSError as error:
+        raise FolderError(f"{error.filename}: {error.strerror}; choose another --state-dir or folder") from error
+    run_file = RunFile(path)
+    if run_file.run.specs is None:
+        newest, _ = checkpoint.latest(settings.checkpoint_dir)
+        if newest is not None:
+            run_file.fix(*parse_specs(newest.facts["robot"], newest.facts["task"]))
+            log.info("run.recovered", run_id=run_file.run.run_id, checkpoint=newest.path.name)
+    return run_file
+
+
+def _set_aside(folder: Path) -> None:
+    found = checkpoint.found(folder)
+    if found:
+        aside = folder / f"before-{time.strftime('%Y%m%dT%H%M%S')}"
+        aside.mkdir()
+        for path in found:
+            path.rename(aside / path.name)
+        log.info("checkpoints.set_aside", folder=str(aside), count=len(found))
+
+
+class Readiness:
+    """The service that tells systemd when everything is warm and listening, and then that the loop is alive."""
+
+    name = "readiness"
+
+    def __init__(self, training: Training, socket: ControlSocket) -> None:
+        """Wait for the learner and the control socket."""
+        self._training = training
+        self._socket = socket
+
+    async def run(self) -> None:
+        """Say READY once, then feed the watchdog where there is one."""
+        began_s = time.monotonic()
+        await self._socket.listening.wait()
+        await self._training.ready.wait()
+        sdnotify.ready()
+        log.info("daemon.ready", seconds=round(time.monotonic() - began_s, 3))
+        interval_s = sdnotify.watchdog_interval_s()
+        while interval_s is not None:
+            sdnotify.watchdog()
+            await asyncio.sleep(interval_s)
+        await asyncio.Event().wait()

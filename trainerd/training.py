@@ -1,0 +1,398 @@
+"""Training: the learner, its thread and its checkpoints, begun once the run's robot is known."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from protocol.errors import RoverError
+from protocol.node.log import get_logger
+from trainerd.collection import golden_rows
+from trainerd.learning import checkpoint
+from trainerd.learning.learner import Learner
+from trainerd.learning.rollout import Rollouts
+from trainerd.learning.worker import Callbacks, Worker, warm_up
+from trainerd.release.export import Exporter
+from trainerd.release.pipeline import Draft, Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from trainerd.cockpit.metrics import Metrics
+    from trainerd.collection import Collection
+    from trainerd.design import Design
+    from trainerd.learning.learner import UpdateResult
+    from trainerd.learning.rollout import Rollout
+    from trainerd.release.publish import Publisher
+    from trainerd.release.registry import Registry
+    from trainerd.run import Run
+    from trainerd.settings import Settings
+
+log = get_logger()
+
+TRAINING, PAUSED, STOPPED, FINISHED = "training", "paused", "stopped", "finished"
+STANDING_MODE = {TRAINING: "train", PAUSED: "idle", STOPPED: "idle", FINISHED: "idle"}
+"""What rovers do meanwhile."""
+ENDLESS_DECISIONS = 10**12
+"""Stands for a budget where there is none: schedules then stay at their start."""
+STOP_S = 4.0
+"""How long stopping waits for the present update, so that a checkpoint can be written after it."""
+
+
+class TrainingError(RoverError):
+    """A command does not fit the state of training; the message says what to do."""
+
+
+@dataclass
+class Parts:
+    """What exists once the robot and the task are known."""
+
+    learner: Learner
+    rollouts: Rollouts
+    worker: Worker
+    pipeline: Pipeline
+
+
+class Training:
+    """The service that learns. Its methods are for the loop's thread, unless they say otherwise."""
+
+    name = "training"
+
+    def __init__(  # noqa: PLR0913 - what it connects
+        self,
+        settings: Settings,
+        collection: Collection,
+        design: Design,
+        publisher: Publisher,
+        registry: Registry,
+        metrics: Metrics,
+        *,
+        specified: asyncio.Future[Run],
+        post: Callable[[Callable[[], object]], None],
+        on_state: Callable[[str], None],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            settings: of the daemon.
+            collection: fills the rollouts.
+            design: of the network.
+            publisher: takes what is exported.
+            registry: knows the policies there were.
+            metrics: for TensorBoard.
+            specified: the run, once its robot and task are known.
+            post: runs a function on the link thread.
+            on_state: hears of each new state.
+
+        """
+        self.state = TRAINING if settings.train.autostart else STOPPED
+        self.parts: Parts | None = None
+        self.ready = asyncio.Event()
+        """Warm: the first update will not be slower than the others."""
+        self.last_update: dict[str, Any] = {}
+        self.refused: tuple[str, ...] = ()
+        self.latest_checkpoint = ""
+        self.checkpoint_error = ""
+        self._settings = settings
+        self._collection = collection
+        self._publisher = publisher
+        self._registry = registry
+        self._metrics = metrics
+        self._post = post
+        self._on_state = on_state
+        self._design = design
+        self._specified = specified
+        self._held: deque[Rollout] = deque()
+        self._golden: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+        self._saved: list[Future[Path]] = []
+
+    async def run(self) -> None:
+        """Warm up, wait for the specs, learn; write a checkpoint when cancelled."""
+        self._on_state(self.state)
+        if not self._specified.done():
+            await asyncio.to_thread(_warm, self._design.device)
+            self.ready.set()
+        parts = await asyncio.to_thread(self._build, await self._specified)
+        self.parts = parts
+        worker = asyncio.create_task(parts.worker.run(), name=parts.worker.name)
+        try:
+            self._begin(parts)
+            await asyncio.shield(worker)  # to be cancelled is to stop in order, see _end
+        finally:
+            await self._end(parts, worker)
+
+    def start(self) -> bool:
+        """Train, from now on or again; False if it does already; raises TrainingError when the budget is spent."""
+        if self._is_spent():
+            raise TrainingError("train start: the budget of decisions is spent; raise train.decisions and restart")
+        if self.state == TRAINING:
+            return False
+        self._enter(TRAINING)
+        if self.parts is not None:
+            self.parts.worker.resume()
+            self._post(self._submit_held)
+        return True
+
+    def pause(self) -> bool:
+        """Rest after the present minibatch and let the rovers stand; False if it rests already."""
+        if self.state != TRAINING:
+            return False
+        self._enter(PAUSED)
+        if self.parts is not None:
+            self.parts.worker.pause()
+        return True
+
+    def stop(self) -> bool:
+        """Finish the present update, write a checkpoint, let the rovers stand; False if it has stopped already."""
+        if self.state in {STOPPED, FINISHED}:
+            return False
+        self._enter(STOPPED)
+        if self.parts is not None:
+            self.parts.worker.resume()
+            self.parts.worker.request_checkpoint()
+        return True
+
+    async def save(self, timeout_s: float = 20.0) -> Path:
+        """Write a checkpoint between two updates; raises TrainingError where there is nothing to save or no time."""
+        if self.parts is None:
+            raise TrainingError("checkpoint save: nothing to save, no rover has connected yet")
+        if self.state == PAUSED and self.parts.worker.queued:
+            raise TrainingError("checkpoint save: an update rests; train resume or stop first")
+        done: Future[Path] = Future()
+        self._saved.append(done)
+        self.parts.worker.request_checkpoint()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
+        except asyncio.TimeoutError as error:
+            raise TrainingError(f"checkpoint save: no update ended within {timeout_s:g} s") from error
+
+    async def restore(self, path: Path, timeout_s: float = 30.0) -> int:
+        """Go on from a checkpoint, whose weights become a new policy; return its update.
+
+        Raises:
+            TrainingError: it is not to be had, or an update does not end.
+            CheckpointError: it is damaged or does not fit.
+
+        """
+        if self.parts is None:
+            raise TrainingError("checkpoint restore: no rover has connected yet; start with --checkpoint-dir")
+        done: Future[int] = Future()
+        if not self.parts.worker.submit_job(partial(self._restore, self.parts, path, done)):
+            raise TrainingError("checkpoint restore: the learner is busy; pause training first")
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
+        except asyncio.TimeoutError as error:
+            raise TrainingError(f"checkpoint restore: no update ended within {timeout_s:g} s") from error
+
+    def filled(self, rollout: Rollout) -> None:
+        """Take a filled rollout; called on the link thread."""
+        parts = self.parts
+        if parts is None:
+            raise TrainingError("a rollout was filled before there was a learner")
+        self._golden = golden_rows(rollout, parts.rollouts)
+        if self._settings.train.frozen:
+            parts.rollouts.release(rollout)
+        elif self.state in {STOPPED, FINISHED} or not parts.worker.submit(rollout):
+            self._held.append(rollout)
+
+    def causes(self) -> list[str]:
+        """Say what is wrong with learning, for the health in the status."""
+        causes = [f"training refuses the signal: {', '.join(self.refused)}"] if self.refused else []
+        if self.checkpoint_error:
+            causes.append(self.checkpoint_error)
+        if self.parts is not None and self.parts.pipeline.last_error:
+            causes.append(self.parts.pipeline.last_error)
+        return causes
+
+    def _enter(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            log.info("training.entered", state=state)
+            self._on_state(state)
+
+    def _is_spent(self) -> bool:
+        budget = self._settings.train.decisions
+        return bool(budget and self.parts is not None and self.parts.learner.decisions >= budget)
+
+    def _submit_held(self) -> None:
+        """Queue what was filled while training had stopped; on the link thread, as ``filled``."""
+        while self._held and self.parts is not None and self.parts.worker.submit(self._held[0]):
+            self._held.popleft()
+
+    def _build(self, run: Run) -> Parts:
+        """Make what a robot needs, resume, and publish a first policy; seconds, in a thread of its own."""
+        if run.specs is None:
+            raise TrainingError(f"{run.run_id}: robot and task are not known")
+        settings, (robot, task) = self._settings, run.specs
+        transform = self._design.transform(robot, task)
+        learner = Learner(
+            robot,
+            task,
+            transform,
+            self._design.build_encoder,
+            network=settings.network,
+            ppo=settings.ppo,
+            seed=settings.seed,
+            budget_decisions=settings.train.decisions or ENDLESS_DECISIONS,
+            device=self._design.device,
+        )
+        is_resumed = not settings.train.fresh and self._resume(learner)
+        rollouts = Rollouts(robot, task, transform, settings.ppo.rollout)
+        pipeline = Pipeline(
+            Exporter(learner.network, robot=robot, task=task, transform=transform, run_id=run.run_id),
+            self._publisher,
+        )
+        self._first_policy(learner, pipeline, is_resumed=is_resumed)
+        callbacks = Callbacks(
+            on_ready=lambda seconds: log.info("learner.warmed", seconds=round(seconds, 3)),
+            on_update=self._on_update,
+            on_checkpoint=self._on_checkpoint,
+            on_error=self._on_checkpoint_error,
+        )
+        worker = Worker(
+            learner,
+            rollouts,
+            callbacks,
+            checkpoint_folder=settings.checkpoint_dir,
+            checkpoint_interval=settings.checkpoint_interval,
+            threads=settings.threads or torch.get_num_threads(),
+        )
+        return Parts(learner, rollouts, worker, pipeline)
+
+    def _resume(self, learner: Learner) -> bool:
+        newest, reasons = checkpoint.latest(self._settings.checkpoint_dir)
+        for reason in reasons:
+            log.warning("checkpoint.skipped", reason=reason, hint="an older one is used; remove the damaged folder")
+        if newest is None:
+            return False
+        checkpoint.resume(newest.path, learner)
+        learner.budget_decisions = self._settings.train.decisions or ENDLESS_DECISIONS
+        self.latest_checkpoint = newest.path.name
+        log.info("checkpoint.resumed", checkpoint=newest.path.name, update=learner.updates, decisions=learner.decisions)
+        return True
+
+    def _first_policy(self, learner: Learner, pipeline: Pipeline, *, is_resumed: bool) -> None:
+        """Publish the learner's weights, unless the newest policy has them: a rover never drives without a policy."""
+        newest = self._registry.newest(self._publisher.run_id)
+        if newest is not None:
+            is_same = (newest.counter, newest.manifest.update) == (learner.policy_counter, learner.updates)
+            if is_resumed and is_same and newest.manifest.decisions == learner.decisions:
+                return
+            learner.policy_counter = max(newest.counter, learner.policy_counter) + 1
+        pipeline.release(self._draft(learner, learner.snapshot()))
+
+    def _draft(self, learner: Learner, snapshot: dict[str, npt.NDArray[np.float32]]) -> Draft:
+        return Draft(snapshot, learner.policy_counter, learner.updates, learner.decisions, allow_unchanged=True)
+
+    def _begin(self, parts: Parts) -> None:
+        learner = parts.learner
+        parts.pipeline.start()
+        self._post(
+            partial(
+                self._collection.begin,
+                parts.rollouts,
+                self.filled,
+                staleness_limit=self._settings.ppo.staleness_limit,
+                policy_counter=learner.policy_counter,
+                decisions=learner.decisions,
+            )
+        )
+        self.last_update = {"update": learner.updates, "decisions": learner.decisions}
+        if self._is_spent():
+            self._enter(FINISHED)
+        elif self.state == PAUSED:
+            parts.worker.pause()
+        self.ready.set()
+
+    async def _end(self, parts: Parts, worker: asyncio.Task[None]) -> None:
+        """Let the present update finish, write a checkpoint, and stop both threads."""
+        if not worker.done() and parts.learner.decisions > 0:
+            parts.worker.resume()
+            with contextlib.suppress(TrainingError):
+                self.state = STOPPED
+                await self.save(STOP_S)
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker
+        await asyncio.to_thread(parts.pipeline.stop)
+
+    def _on_update(self, result: UpdateResult, snapshot: dict[str, npt.NDArray[np.float32]]) -> None:
+        finished_s = time.monotonic()
+        self.refused = result.refused
+        facts = {"update": result.update, "decisions": result.decisions, "progress": result.progress}
+        self.last_update = {**facts, "policy_counter": result.policy_counter, "metrics": result.metrics}
+        rounded = {key: round(value, 5) for key, value in result.metrics.items()}
+        log.info("update.finished", **facts, refused=list(result.refused), episodes=len(result.returns), **rounded)
+        self._metrics.update(result.metrics, step=result.decisions)
+        if result.is_new_policy and self.parts is not None:
+            self._post(partial(self._collection.set_policy_counter, result.policy_counter))
+            self.parts.pipeline.submit(
+                Draft(
+                    snapshot,
+                    result.policy_counter,
+                    result.update,
+                    result.decisions,
+                    finished_s,
+                    self._golden,
+                    result.metrics,
+                    f"ppo_update_{result.update}",
+                )
+            )
+        if self._is_spent() and self.state != FINISHED:
+            self._enter(FINISHED)
+            if self.parts is not None:
+                self.parts.worker.request_checkpoint()
+
+    def _on_checkpoint(self, path: Path) -> None:
+        self.latest_checkpoint, self.checkpoint_error = path.name, ""
+        log.info("checkpoint.saved", checkpoint=path.name)
+        waiting, self._saved = self._saved, []
+        for each in waiting:
+            if not each.done():
+                each.set_result(path)
+
+    def _on_checkpoint_error(self, error: RoverError) -> None:
+        self.checkpoint_error = str(error)
+        log.error("checkpoint.failed", error=str(error), hint="training goes on; see the disk")
+        waiting, self._saved = self._saved, []
+        for each in waiting:
+            if not each.done():
+                each.set_exception(TrainingError(str(error)))
+
+    def _restore(self, parts: Parts, path: Path, done: Future[int]) -> Iterator[None]:
+        """Run as a job of the learner's thread."""
+        learner = parts.learner
+        newest = self._registry.newest(self._publisher.run_id)
+        counter = max(learner.policy_counter, newest.counter if newest else 0) + 1
+        try:
+            checkpoint.resume(path, learner)
+        except RoverError as error:
+            done.set_exception(error)
+            return
+        learner.budget_decisions = self._settings.train.decisions or ENDLESS_DECISIONS
+        learner.policy_counter = counter
+        self._post(partial(self._collection.set_policy_counter, counter))
+        parts.pipeline.submit(self._draft(learner, learner.snapshot()))
+        self.latest_checkpoint = path.name
+        log.info("checkpoint.restored", checkpoint=path.name, update=learner.updates, policy_counter=counter)
+        done.set_result(learner.updates)
+        yield
+
+
+def _warm(device: str) -> None:
+    """Pay now what the first optimiser step and the first export would cost a waiting rover."""
+    import onnxscript  # noqa: F401, PLC0415 - seconds, wanted here and not at the first export
+
+    warm_up(torch.device(device))
