@@ -1,0 +1,1 @@
+"""Measurements that back a figure in the documents: `./dev bench NAME`."""
