@@ -114,7 +114,13 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         )
 
     def ping() -> Ping:
-        status = {"mode": drive.mode, "ticks_per_second": drive.rates[0], "episodes": drive.counts["episodes"]}
+        status: dict[str, Any] = {
+            "mode": drive.mode,
+            "ticks_per_second": drive.rates[0],
+            "episodes": drive.counts["episodes"],
+            "round_trip_ms": _or_none(uplink.round_trip_ms),
+            "clock_skew_s": _or_none(uplink.clock_skew_s),
+        }
         return Ping(time.monotonic_ns(), policies.driving_id, policies.counter, drive.order_id, status)
 
     uplink = Uplink(settings.link, outbox, hello, ping)
@@ -137,6 +143,10 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         time.monotonic(),
     )
     return parts
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _wire(uplink: Uplink, drive: Drive, policies: Policies) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import time
 from typing import TYPE_CHECKING, Any
 
 from protocol.images import jpeg_library
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 LEAST_FREE_BYTES = 1 << 30
 SLOW_LINK_MS = 50.0
+MAX_SKEW_S = 2.0
 
 
 def run(parts: Parts) -> list[dict[str, Any]]:
@@ -22,6 +22,7 @@ def run(parts: Parts) -> list[dict[str, Any]]:
     return [
         _link(parts),
         _round_trip(parts),
+        _clock(parts),
         _policy(parts),
         _spec(parts),
         _disk(parts),
@@ -48,6 +49,13 @@ def _round_trip(parts: Parts) -> dict[str, Any]:
     return _check(
         "link round trip", f"{value:.2f} ms", f"below {SLOW_LINK_MS:g} ms", "the network is slow or down", ok=ok
     )
+
+
+def _clock(parts: Parts) -> dict[str, Any]:
+    skew = parts.uplink.clock_skew_s
+    ok = abs(skew) < MAX_SKEW_S
+    hint = "people read wall clocks: run an NTP client on both machines"
+    return _check("clock skew", f"{skew:+.3f} s", f"within {MAX_SKEW_S:g} s", hint, ok=ok)
 
 
 def _policy(parts: Parts) -> dict[str, Any]:
@@ -88,8 +96,3 @@ def _plugins(parts: Parts) -> dict[str, Any]:
     return _check(
         "plugins", "; ".join(bad) or "all in order", "none failed or disabled", "roverctl plugins", ok=not bad
     )
-
-
-def clock_ns() -> int:
-    """Return the wall clock, for skew between machines."""
-    return time.time_ns()

@@ -69,6 +69,8 @@ class Uplink:
         self.credit = 0
         self.counts = {"sent": 0, "acknowledged": 0, "reconnects": 0, "malformed": 0}
         self.round_trip_ms = float("nan")
+        self.clock_skew_s = float("nan")
+        """The trainer's wall clock minus this one, as good as half a round trip."""
         self._repeats = RepeatLimiter()
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -192,7 +194,7 @@ class Uplink:
         if isinstance(message, Ack):
             self._acknowledged(message.boot_id, message.ranges, message.credit)
         elif isinstance(message, Pong):
-            self.round_trip_ms = (time.monotonic_ns() - message.sent_ns) * 1e-6
+            self._ponged(message)
         elif isinstance(message, Ping):
             self.send(Pong(message.sent_ns))
         elif isinstance(message, Welcome):
@@ -204,6 +206,12 @@ class Uplink:
             self._heard = 0.0
         else:
             self.on_message(message)
+
+    def _ponged(self, message: Pong) -> None:
+        self.round_trip_ms = (time.monotonic_ns() - message.sent_ns) * 1e-6
+        wall_ns = message.status.get("wall_ns")
+        if isinstance(wall_ns, int):
+            self.clock_skew_s = (wall_ns - time.time_ns()) * 1e-9 + self.round_trip_ms * 0.5e-3
 
     def _welcomed(self, message: Welcome) -> None:
         if self.state != "linked":

@@ -51,16 +51,12 @@ class Rate:
 
     def per_second(self, now_s: float) -> float:
         """Return the mean rate of the window, or since the first event where that is later."""
-        while len(self._marks) > 1 and now_s - self._marks[1][0] >= self._window_s:
+        while self._marks and now_s - self._marks[0][0] > self._window_s:
             self._marks.popleft()
         if not self._marks:
             return 0.0
         since_s, before = self._marks[0]
-        span_s = now_s - since_s
-        if span_s > self._window_s:  # nothing but old events
-            newest_s, total = self._marks[-1]
-            return (self.total - total) / self._window_s if now_s - newest_s < self._window_s else 0.0
-        return (self.total - before) / max(span_s, 1.0)
+        return (self.total - before) / max(now_s - since_s, 1.0)
 
 
 class Collection:

@@ -208,7 +208,7 @@ class Link:
         elif rover is None:
             self._demand_hello(identity, now_s)
         elif isinstance(message, messages.Ping):
-            self._tell(rover, messages.Pong(message.sent_ns))
+            self._tell(rover, messages.Pong(message.sent_ns, {"wall_ns": time.time_ns()}))
             self._acknowledge(rover, now_s)
             self._fleet.ping(rover, message, now_s)
         elif isinstance(message, messages.ChunkRequest):

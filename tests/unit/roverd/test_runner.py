@@ -126,7 +126,9 @@ def test_the_noise_is_standard_normal_times_the_standard_deviation() -> None:
 
 def test_without_exploration_the_mean_is_the_action() -> None:
     proposal = runner().propose(tick(flags=0), {})
-    expected = [e.low + (math.tanh(m) + 1) / 2 * (e.high - e.low) for e, m in zip(ROBOT.action, proposal.mean, strict=True)]
+    expected = [
+        e.low + (math.tanh(m) + 1) / 2 * (e.high - e.low) for e, m in zip(ROBOT.action, proposal.mean, strict=True)
+    ]
     assert (proposal.u, proposal.action) == (proposal.mean, pytest.approx(expected, abs=1e-6))
 
 

@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.step import SOURCES, Intervention
-from roverd.control.safety import FALLBACK, GATE, HUMAN, POLICY, SCRIPTED, Corridor, Limits, Verdict, decide, forward_stop
+from roverd.control.safety import (
+    FALLBACK,
+    GATE,
+    HUMAN,
+    POLICY,
+    SCRIPTED,
+    Corridor,
+    Limits,
+    Verdict,
+    decide,
+    forward_stop,
+)
 
 LIMITS = Limits(low=(-0.5, -1.5), high=(0.5, 1.5), safe_action=(0.0, 0.0))
 NAN, INF = math.nan, math.inf

@@ -39,6 +39,7 @@ def test_a_record_that_is_sent_twice_counts_once(bench):
     rover.resend()
     rover.resend()
     rover.wait_until(lambda: bench.fleet.tally.duplicates == 40)
+    rover.wait_acked()
     assert bench.sink.seqs() == list(range(20))
 
 

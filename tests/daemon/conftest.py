@@ -1,0 +1,88 @@
+"""Real daemons for tests: what runs is stopped and looked at afterwards, and its log stands beside a failure."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.daemon.daemons import TAIL_LINES, Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.daemon.daemons import Daemon
+
+OPEN: list[Site] = []
+TIMEOUT_S = 180
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Daemons take seconds to start, more on a busy machine."""
+    for item in items:
+        if "tests/daemon" in item.nodeid and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the tests of one file to one worker: they share daemons."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    return LoadScopeScheduling(config, log)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Put the end of each log into the report of a failure."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for site in OPEN:
+            report.sections += [(f"log of {each.log.stem}", _tail(each)) for each in site.daemons]
+
+
+def _tail(daemon: Daemon) -> str:
+    return "\n".join(line[:400] for line in daemon.log_text().splitlines()[-TAIL_LINES:])
+
+
+@contextmanager
+def opened(folder: Any, **env: str) -> Iterator[Site]:
+    site = Site(folder, **env)
+    OPEN.append(site)
+    try:
+        yield site
+    finally:
+        try:
+            wrong = site.close()
+        finally:
+            OPEN.remove(site)
+        if wrong:
+            logs = "\n".join(f"--- {each.log.stem}\n{_tail(each)}" for each in site.daemons)
+            pytest.fail("; ".join(wrong) + "\n" + logs, pytrace=False)
+
+
+@pytest.fixture
+def site(tmp_path) -> Iterator[Site]:
+    """A place for the daemons of one test."""
+    with opened(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_site(tmp_path_factory, request) -> Iterator[Site]:
+    """A place for the daemons that all tests of a file share."""
+    with opened(tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])) as made:
+        yield made
+
+
+@pytest.fixture
+def record_figure(record_property) -> Callable[[str, float], None]:
+    """Note a measured figure beside a test's result."""
+
+    def note(name: str, value: float) -> None:
+        record_property(name, value)
+        print(f"{name} = {value:.3f}")
+
+    return note
