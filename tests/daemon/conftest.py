@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def _tail(daemon: Daemon) -> str:
-    return "\n".join(line[:400] for line in daemon.log_text().splitlines()[-TAIL_LINES:])
+    return "\n".join(line[:300] for line in daemon.log_text().splitlines()[-TAIL_LINES:])
 
 
 @contextmanager
