@@ -15,6 +15,7 @@ import uvloop
 from protocol.bundle import write_atomic
 from protocol.errors import RoverError
 from protocol.node import sdnotify
+from protocol.node.affinity import pin
 from protocol.node.config import ConfigError, Layer, Loaded, load
 from protocol.node.log import configure, get_logger
 from protocol.node.require import check_ownership
@@ -66,6 +67,7 @@ def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
 async def serve(loaded: Loaded[Settings]) -> None:
     """Run until a signal stops it; raises ServiceFailedError naming a service that failed."""
     settings = loaded.value
+    pin(settings.cpus)
     stop = asyncio.Event()
     install_signal_stop(asyncio.get_running_loop(), stop)
     boot = next_boot(settings.state_dir)
@@ -95,9 +97,13 @@ def main() -> None:
     try:
         check_ownership()
         loaded = parse()
-    except (ConfigError, RoverError) as error:
-        print(f"roverd: {error}", file=sys.stderr)
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            print(f"roverd: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except RoverError as error:
+        print(f"roverd: {error}", file=sys.stderr)
+        sys.exit(1)
     configure("roverd", level=loaded.value.log_level)
     try:
         uvloop.run(serve(loaded))

@@ -72,6 +72,7 @@ class Settings:
     seed: int = option(0, help="seed of arenas and exploration", low=0, high=2**63 - 1)
     autostart: bool = option(True, help="drive as soon as a verified policy is there")
     policy: str = option("", help="policy bundle to install at start")
+    cpus: tuple[int, ...] = option((), help="processor cores to run on, such as 4,5,6,7; empty: all", low=0)
     log_level: str = option("info", help="lowest level that is logged", choices=("debug", "info", "warning", "error"))
     control: ControlSettings = field(default_factory=ControlSettings)
     link: LinkSettings = field(default_factory=LinkSettings)

@@ -18,6 +18,7 @@ from plugins.manager import PluginManager
 from protocol.errors import RoverError
 from protocol.node import log as logs
 from protocol.node import sdnotify
+from protocol.node.affinity import pin
 from protocol.node.config import ConfigError, Loaded, load
 from protocol.node.require import check_ownership
 from protocol.node.services import Service, ServiceFailedError, install_signal_stop, run_services
@@ -163,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_ownership()
         loaded = parse(arguments)
         logs.configure("trainerd", level=loaded.value.log_level)
+        pin(loaded.value.cpus)
         uvloop.run(serve(loaded))
     except ConfigError as error:
         for mistake in error.mistakes:

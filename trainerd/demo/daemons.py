@@ -128,12 +128,23 @@ class Pair:
         return daemon
 
 
+def shares() -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Split this machine's cores into (trainerd's, roverd's); empty ones where there is nothing to split.
+
+    In lock-step the rover's processes take turns, so one core serves them all and a turn costs no wake-up of another
+    core; the learner has the rest to itself.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    return (tuple(cores[:-1]), tuple(cores[-1:])) if len(cores) > 1 else ((), ())
+
+
 def trainer_arguments(output: Path, port: int, more: Sequence[str] = ()) -> list[str]:
     """Return the command line of the demo's trainerd."""
     settings = {
         "state_dir": output / "trainerd",
         "checkpoint_dir": output / "checkpoints",
         "tensorboard_dir": output / "runs",
+        "cpus": ",".join(map(str, shares()[0])),
     }
     return ["--profile", "demo", "--port", str(port), *assignments(settings), *more]
 
@@ -141,7 +152,8 @@ def trainer_arguments(output: Path, port: int, more: Sequence[str] = ()) -> list
 def rover_arguments(output: Path, port: int, more: Sequence[str] = ()) -> list[str]:
     """Return the command line of the demo's roverd."""
     trainer = f"tcp://127.0.0.1:{port}"
-    return ["--profile", "demo", "--trainer", trainer, *assignments({"state_dir": output / "roverd"}), *more]
+    settings = {"state_dir": output / "roverd", "cpus": ",".join(map(str, shares()[1]))}
+    return ["--profile", "demo", "--trainer", trainer, *assignments(settings), *more]
 
 
 def assignments(settings: dict[str, Any]) -> list[str]:
