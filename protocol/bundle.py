@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import zipfile
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -186,7 +187,7 @@ def check_fit(bundle: Bundle, robot: RobotSpec, task: TaskSpec) -> None:
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that it becomes visible whole: beside, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class Camera:
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind, an empty image, or a name with other characters than a-z, 0-9 and _."""
+        _make_floats(f"camera {self.name}", self, ("rate_hz", "stale_after_ms", "horizontal_fov_deg"))
         if self.kind not in {"rgb", "depth"}:
             raise SpecError(f"camera {self.name}: kind {self.kind!r} is not rgb or depth")
         if self.height < 1 or self.width < 1:
@@ -70,6 +72,12 @@ class Element:
     centre: float = 0.0
     scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Make every number a float, so that 0 and 0.0 hash alike; refuse what is not finite or a scale of 0."""
+        _make_floats(f"element {self.name}", self, ("low", "high", "centre", "scale"))
+        if self.scale == 0:
+            raise SpecError(f"element {self.name}: scale is 0")
+
 
 @dataclass(frozen=True)
 class RobotSpec:
@@ -89,6 +97,7 @@ class RobotSpec:
 
     def __post_init__(self) -> None:
         """Refuse duplicate names, an empty action and impossible timing."""
+        _make_floats(f"robot spec {self.name}", self, ("control_rate_hz", "action_delay_ms"))
         mistakes = []
         for what, names in (
             ("camera", [camera.key for camera in self.cameras]),
@@ -202,6 +211,14 @@ def canonical_hash(values: object) -> str:
     """Return the sha256 (hex) of a value's JSON with sorted keys and no spaces."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _make_floats(where: str, spec: object, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise SpecError(f"{where}: {name} {value!r} is not a finite number")
+        object.__setattr__(spec, name, float(value))
 
 
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:

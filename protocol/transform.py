@@ -127,7 +127,8 @@ class InputTransform:
                 np.take(UNIT_BYTE, pixels.transpose(2, 0, 1), out=target, mode="clip")
             else:
                 rgb = UNIT_BYTE[pixels]
-                np.matmul(rgb, np.array(LUMA, np.float32), out=target[0])
+                red, green, blue = (np.float32(weight) for weight in LUMA)
+                target[0] = rgb[..., 0] * red + rgb[..., 1] * green + rgb[..., 2] * blue
             place += plane.channels
         return out
 

@@ -43,6 +43,7 @@ log = get_logger()
 TRAINING_ARENAS = 1_000_000
 """Training episodes use arenas 0 to this; evaluations name arenas above it."""
 RECENT = 16
+MAX_FAULTS = 3
 RATE_WINDOW_S = 10.0
 
 
@@ -90,6 +91,7 @@ class Drive:
         self._episodes = 0
         self._order_episodes = 0
         self._stop_reason = ""
+        self._faults = 0
         self._paused_seen: bytes | None = None
         self._human_until_ns = 0
         self._was_human = False
@@ -385,6 +387,7 @@ class Drive:
         kind = reason if reason in {"terminated", "truncated", "fault"} else "stopped"
         end = episode.end(self._next(), kind, final, self._in_flight, outcome)
         self._send(end, final)
+        self._count_faults(kind)
         self.counts["episodes"] += 1
         self.counts["successes"] += outcome.success
         self.last_outcome = outcome.reason or reason
@@ -395,6 +398,13 @@ class Drive:
             self._control.send(self._layout.pack_seen(idle))
         if self._stop_reason:
             self._stop_reason = ""
+
+    def _count_faults(self, kind: str) -> None:
+        """Give up on a policy or controller that ends one episode after the other without an action."""
+        self._faults = self._faults + 1 if kind == "fault" else 0
+        if self._faults >= MAX_FAULTS:
+            self._faults = 0
+            self._policies.condemn(f"no proposal in {MAX_FAULTS} episodes running")
 
     def _send(self, record: Record, seen: Observed) -> None:
         self.send_record(record.seq, encode_record(record, seen.encoded))

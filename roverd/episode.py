@@ -59,8 +59,7 @@ class Rewards:
         """Return the reward of a tick and each term's weighted share."""
         shares = {}
         for name, (term, weight) in self._terms.items():
-            value = term(previous, current)
-            shares[name] = 0.0 if term.is_disabled else weight * value
+            shares[name] = 0.0 if term.is_disabled else weight * term(previous, current)
         return sum(shares.values()), shares
 
 
@@ -124,7 +123,8 @@ class Episode:
             clearance_m=None if math.isnan(applied.clearance_m) else applied.clearance_m,
         )
         self.steps += 1
-        self.return_ += reward
+        if math.isfinite(reward):  # what is not is quarantined at the trainer
+            self.return_ += reward
         self.decisions += step.decides
         self.last_policy_id = policy_id
         if step.clearance_m is not None:

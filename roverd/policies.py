@@ -63,6 +63,17 @@ class PolicyStore:
         """Return True if the bundle is stored."""
         return self.path(policy_id).is_file()
 
+    def discard_damaged(self, policy_id: str) -> None:
+        """Remove a stored bundle that no longer verifies, so that it is fetched again."""
+        path = self.path(policy_id)
+        try:
+            unpack_bundle(path.read_bytes())
+        except FileNotFoundError:
+            return
+        except (BundleError, OSError) as error:
+            log.warning("policy.discarded", policy_id=policy_id[:12], reason=str(error), hint="it is fetched again")
+            path.unlink(missing_ok=True)
+
     def add(self, content: bytes) -> str:
         """Verify and store a bundle; return its policy id; raises BundleError."""
         bundle = unpack_bundle(content)
@@ -207,6 +218,17 @@ class Policies:
         if not self._chunks.full():
             self._chunks.put_nowait(chunk)
 
+    def condemn(self, reason: str) -> None:
+        """Refuse what drives, because it gives no actions; the policy before it becomes the standing choice."""
+        target = self.driving
+        if target is None:
+            return
+        self._loaded[self.active] = None
+        self._refuse(target, reason)
+        if target == self._wanted and self._previous not in {"", target.name} and self._store.has(self._previous):
+            self.want(self._previous)
+        self._changed.set()
+
     def reload(self) -> str:
         """Load the present target again from the store, also one that was refused; return its id."""
         if self.target is None:
@@ -312,6 +334,7 @@ class Policies:
 
     async def _ensure(self, policy_id: str) -> None:
         """Fetch a bundle that is not stored; raises BundleError when it is not what was asked for."""
+        await asyncio.to_thread(self._store.discard_damaged, policy_id)
         if self._store.has(policy_id):
             return
         while not self._chunks.empty():

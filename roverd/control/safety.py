@@ -66,7 +66,7 @@ def decide(
     """
     if e_stop:
         return Verdict(limits.safe_action, FALLBACK, int(Intervention.E_STOP), is_stopped=True)
-    flags = 0
+    flags = 0 if human is None or _finite(human) else int(Intervention.NON_FINITE)
     if human is not None and _finite(human):
         wanted, source = human, HUMAN
         flags |= Intervention.HUMAN
@@ -74,7 +74,7 @@ def decide(
         wanted, source = proposal, proposal_source
     else:
         missing = Intervention.MISSED if proposal is None else Intervention.NON_FINITE
-        return Verdict(limits.safe_action, FALLBACK, int(missing), was_stopped)
+        return Verdict(limits.safe_action, FALLBACK, int(missing) | flags, was_stopped)
     if age_ns > limits.stale_after_ns:
         return Verdict(limits.safe_action, FALLBACK, int(flags | Intervention.STALE), was_stopped)
     action = clamp(wanted, limits)

@@ -167,7 +167,7 @@ class ControllerRunner:
             self._controller.reset(self._seed + self._episodes)
             self._episodes += 1
         vector = np.array(tick.vector, np.float32)
-        action = self._controller.act(views, vector[: self._states], vector[self._states :])
+        action = self._act(vector, views)
         return wire.Proposal(
             0,
             tick.tick,
@@ -176,8 +176,20 @@ class ControllerRunner:
             0,
             time.monotonic_ns() - start,
             0.0,
-            tuple(float(value) for value in action),
+            action,
             self._zero,
             self._zero,
             self._zero,
         )
+
+    def _act(self, vector: np.ndarray, views: Views) -> tuple[float, ...]:
+        """Call the plugin; whatever it raises, or an action of another length, becomes a ValueError."""
+        try:
+            action = tuple(
+                float(v) for v in self._controller.act(views, vector[: self._states], vector[self._states :])
+            )
+        except Exception as error:  # the wall around a plugin
+            raise ValueError(f"controller: {type(error).__name__}: {error}") from error
+        if len(action) != len(self._zero):
+            raise ValueError(f"controller: {len(action)} action elements, expected {len(self._zero)}")
+        return action
