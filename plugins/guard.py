@@ -17,7 +17,7 @@ STRIKES = 3
 STALLS = 10
 """So many slow calls in a row, even without using the processor, are one fault: the plugin blocks or sleeps."""
 
-_log = structlog.get_logger()
+log = structlog.get_logger()
 
 
 class Guard(Generic[T]):
@@ -87,7 +87,7 @@ class Guard(Generic[T]):
         if self.failures + self.overruns < self._strikes or self.is_disabled:
             return
         self.is_disabled = True
-        _log.warning(
+        log.warning(
             "plugin.disabled",
             group=self.group,
             plugin=self.name,

@@ -20,6 +20,7 @@ from protocol.images import JPEG, decode_rgb
 from protocol.messages import Message, Order, OrderUpdate
 from protocol.moment import RUNNING, Outcome, Reading
 from protocol.node.log import get_logger
+from protocol.step import Intervention
 from roverd.control import wire
 from roverd.control.ring import SLOTS, RingWriter
 from roverd.episode import Episode, Observed, Plan, Rewards, observe
@@ -94,6 +95,7 @@ class Drive:
         self._faults = 0
         self._paused_seen: bytes | None = None
         self._human_until_ns = 0
+        self._next_human: wire.Human | None = None
         self._was_human = False
         self._in_flight = robot.safe_action
         self._digest = hashlib.sha256()
@@ -187,8 +189,11 @@ class Drive:
     def human(self, action: tuple[float, ...], seconds: float) -> None:
         """Let a human's action drive for a time (on the robot's own clock); the policy goes on proposing."""
         now_ns = self._current.reading.stamp_ns if self._current and self._lock_step else time.monotonic_ns()
-        self._human_until_ns = now_ns + int(seconds * 1e9)
-        self._control.send(self._layout.pack_human(wire.Human(self._human_until_ns, action)))
+        human = wire.Human(now_ns + int(seconds * 1e9), action)
+        if self._lock_step:
+            self._next_human = human  # told together with the next observation, which then starts a decision
+        else:
+            self._control.send(self._layout.pack_human(human))
 
     def _stop_episode_if(self, reason: str) -> None:
         if reason and self._episode is not None:
@@ -233,6 +238,7 @@ class Drive:
         self._first_generation = self._generation + 1
         self._recent.clear()
         self._was_human = False
+        self._human_until_ns = 0
         self._in_flight = self._robot.safe_action
         self._stop_reason = ""
         self._show(observe(reading, self._task, self._names), wire.RESET)
@@ -290,12 +296,14 @@ class Drive:
     def _advance(self, applied: wire.Applied) -> None:
         seen = self._recent.get(applied.generation, self._current)
         assert seen is not None  # noqa: S101 - an episode runs, so an observation was shown
+        is_human = bool(applied.interventions & Intervention.HUMAN)
+        if is_human != self._was_human:
+            self._was_human = is_human
+            self._break("takeover" if is_human else "release", self._with_images(seen), applied.in_flight)
         self._robot.advance(applied.in_flight, applied.action)
         self._in_flight = applied.action
-        stamp_ns = seen.reading.stamp_ns + int(1e9 * self._spec.period_s)
-        is_human = self._human_until_ns >= stamp_ns and self._human_until_ns > 0
-        is_break = is_human != self._was_human
-        decides_next = is_break or applied.tick_in_decision + 1 >= self._spec.action_repeat
+        changes_hands = self._changes_hands(seen.reading.stamp_ns + int(1e9 * self._spec.period_s))
+        decides_next = changes_hands or applied.tick_in_decision + 1 >= self._spec.action_repeat
         reading = self._read(images=decides_next or self._settings.record.images == "all")
         following = observe(reading, self._task, self._names)
         outcome = self._task.judge(reading)
@@ -305,15 +313,18 @@ class Drive:
         if ends:
             following = self._with_images(following)
         else:
-            self._show(following, wire.DECIDE if is_break else 0)
+            self._show(following, wire.DECIDE if changes_hands else 0)
         self._record(applied, seen, following, outcome, policy_id)
         if ends:
             reason = "terminated" if outcome.terminated else "truncated" if outcome.truncated else stop
             self._finish(reason, following, outcome)
             self.wake()
-        elif is_break:
-            self._break("takeover" if is_human else "release", following)
-        self._was_human = is_human
+
+    def _changes_hands(self, stamp_ns: int) -> bool:
+        """Say whether another hand drives from the next observation on, which lock-step knows before."""
+        if self._next_human is not None:
+            return not self._was_human
+        return self._was_human and 0 < self._human_until_ns < stamp_ns
 
     def _fault(self, applied: wire.Applied) -> str:
         """In lock-step a policy that gives no proposal ends the episode: going on would not be deterministic."""
@@ -356,6 +367,10 @@ class Drive:
                 flags, self._slot, self._generation, reading.stamp_ns, self._image_stamp_ns, tuple(vector.tolist())
             )
         )
+        if self._next_human is not None and not flags & wire.RESET:
+            self._human_until_ns = self._next_human.until_ns
+            self._control.send(self._layout.pack_human(self._next_human))
+            self._next_human = None
         if self._must_wait():
             self._paused_seen = message
         else:
@@ -376,10 +391,12 @@ class Drive:
             if self.counts["ticks"] == self._settings.record.digest_ticks:
                 self.digest = self._digest.hexdigest()
 
-    def _break(self, reason: str, following: Observed) -> None:
+    def _break(self, reason: str, seen: Observed, in_flight: tuple[float, ...]) -> None:
+        """End a segment at what the next step sees; an episode that a human begins has none before it."""
         assert self._episode is not None  # noqa: S101 - only called within one
-        end = self._episode.end(self._next(), reason, following, self._in_flight, RUNNING, ends_episode=False)
-        self._send(end, following)
+        if self._episode.steps:
+            end = self._episode.end(self._next(), reason, seen, in_flight, RUNNING, ends_episode=False)
+            self._send(end, seen)
 
     def _finish(self, reason: str, final: Observed, outcome: Outcome) -> None:
         episode, self._episode = self._episode, None

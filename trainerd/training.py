@@ -168,8 +168,7 @@ class Training:
         """Write a checkpoint between two updates; raises TrainingError where there is nothing to save or no time."""
         if self.parts is None:
             raise TrainingError("checkpoint save: nothing to save, no rover has connected yet")
-        if self.state == PAUSED and self.parts.worker.queued:
-            raise TrainingError("checkpoint save: an update rests; train resume or stop first")
+        self._refuse_in_mid_update("checkpoint save")
         done: Future[Path] = Future()
         self._saved.append(done)
         self.parts.worker.request_checkpoint()
@@ -188,6 +187,7 @@ class Training:
         """
         if self.parts is None:
             raise TrainingError("checkpoint restore: no rover has connected yet; start with --checkpoint-dir")
+        self._refuse_in_mid_update("checkpoint restore")
         done: Future[int] = Future()
         if not self.parts.worker.submit_job(partial(self._restore, self.parts, path, done)):
             raise TrainingError("checkpoint restore: the learner is busy; pause training first")
@@ -195,6 +195,10 @@ class Training:
             return await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
         except asyncio.TimeoutError as error:
             raise TrainingError(f"checkpoint restore: no update ended within {timeout_s:g} s") from error
+
+    def _refuse_in_mid_update(self, command: str) -> None:
+        if self.parts is not None and self.parts.worker.is_resting:
+            raise TrainingError(f"{command}: an update rests half done; train resume first")
 
     def filled(self, rollout: Rollout) -> None:
         """Take a filled rollout; called on the link thread."""
@@ -373,6 +377,8 @@ class Training:
 
     def _restore(self, parts: Parts, path: Path, done: Future[int]) -> Iterator[None]:
         """Run as a job of the learner's thread."""
+        if done.cancelled():  # who asked was told that it took too long
+            return
         learner = parts.learner
         newest = self._registry.newest(self._publisher.run_id)
         counter = max(learner.policy_counter, newest.counter if newest else 0) + 1

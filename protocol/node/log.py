@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -31,9 +32,9 @@ def configure(daemon: str, *, level: str = "info") -> None:
 
     """
     is_terminal = sys.stderr.isatty()
-    structlog.contextvars.bind_contextvars(daemon=daemon)
     structlog.configure(
         processors=[
+            partial(_name_daemon, daemon),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso", utc=not is_terminal),
@@ -94,6 +95,12 @@ def _renderer(*, is_terminal: bool) -> Processor:
     if is_terminal:
         return structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)
     return structlog.processors.JSONRenderer(default=repr)
+
+
+def _name_daemon(daemon: str, _logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Name the daemon on the lines of every thread; context variables reach only those that inherit them."""
+    fields.setdefault("daemon", daemon)
+    return fields
 
 
 def _tame_fields(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

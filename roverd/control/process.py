@@ -92,7 +92,10 @@ class Control:
     def run(self) -> None:
         """Serve until told to stop; always leaves the actuator at the safe action."""
         try:
-            self._link.send(bytes([wire.READY]))
+            try:
+                self._link.send(bytes([wire.READY]))
+            except OSError:  # roverd was stopped meanwhile
+                return
             if self._rate_hz > 0:
                 self._run_clocked()
             else:

@@ -47,7 +47,10 @@ class PolicyProcess:
 
     def run(self) -> None:
         """Answer ticks and requests until roverd or control is gone."""
-        self._link.send(bytes([wire.READY]))
+        try:
+            self._link.send(bytes([wire.READY]))
+        except OSError:  # roverd was stopped meanwhile
+            return
         while True:
             ready, _, _ = select.select([self._control, self._link], [], [])
             if self._control in ready and not self._answer_tick():

@@ -78,6 +78,7 @@ class Worker:
         self._checkpoint_wanted = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
+        self._is_busy = False
         self.is_ready = False
 
     async def run(self) -> None:
@@ -134,6 +135,11 @@ class Worker:
         return not self._going.is_set()
 
     @property
+    def is_resting(self) -> bool:
+        """True while a job was begun, or waits, that cannot go on because of ``pause``."""
+        return self.is_paused and (self._is_busy or self.queued > 0)
+
+    @property
     def queued(self) -> int:
         """Jobs that wait."""
         return self._jobs.qsize()
@@ -161,10 +167,14 @@ class Worker:
             make = self._jobs.get(timeout=0.1)
         except queue.Empty:
             return
-        for _ in make():
-            self._going.wait()
-            if self._stopping.is_set():
-                return
+        self._is_busy = True
+        try:
+            for _ in make():
+                self._going.wait()
+                if self._stopping.is_set():
+                    return
+        finally:
+            self._is_busy = False
 
     def _ppo(self, rollout: Rollout) -> Iterator[None]:
         try:
