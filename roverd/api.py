@@ -107,7 +107,8 @@ class Api:
 
     async def get_config(self, _: Request) -> dict[str, Any]:
         """List the effective options with their origins."""
-        return {"options": [list(row) for row in show(self._loaded, with_origin=True)]}
+        rows = show(self._loaded, with_origin=True)
+        return {"config": [{"name": name, "value": value, "origin": origin} for name, value, origin in rows]}
 
 
 def status(parts: Parts) -> dict[str, Any]:

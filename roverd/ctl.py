@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protocol.node.config import show
 from protocol.node.ctl import Command, render_facts, render_table, run_command_line
+from roverd.options import parse
 
 if TYPE_CHECKING:
     import argparse
@@ -90,8 +92,27 @@ def _plugins(answer: dict[str, Any]) -> str:
     return render_table(rows, ("group", "name", "state", "calls", "failures", "overruns", "last error"))
 
 
+def _config(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    """Show the running daemon's options, or, where a profile is named, those that a daemon would have."""
+    if arguments.profile:
+        loaded = parse(["--profile", arguments.profile])
+        rows = [{"name": n, "value": v, "origin": o} for n, v, o in show(loaded, with_origin=True)]
+        answer: dict[str, Any] = {"config": rows}
+    else:
+        answer = client.get("/config")
+    if not arguments.origin:
+        answer["config"] = [{"name": row["name"], "value": row["value"]} for row in answer["config"]]
+    return answer, 0
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--origin", action="store_true", help="say where each value comes from")
+    parser.add_argument("--profile", default="", help="the options of a profile, without a daemon")
+
+
 def _options(answer: dict[str, Any]) -> str:
-    return render_table(answer["options"], ("option", "value", "origin"))
+    header = tuple(answer["config"][0])
+    return render_table([tuple(row.values()) for row in answer["config"]], header)
 
 
 COMMANDS = (
@@ -106,7 +127,7 @@ COMMANDS = (
     Command(("estop",), "stop now and stay stopped", _e_stop, arguments=_e_stop_arguments),
     Command(("clear",), "release the emergency stop", _post("/clear")),
     Command(("plugins",), "plugins, their calls and faults", _get("/plugins"), render=_plugins),
-    Command(("config", "show"), "effective options and where each came from", _get("/config"), render=_options),
+    Command(("config", "show"), "effective options", _config, arguments=_config_arguments, render=_options),
 )
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import os
 import sys
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -16,52 +13,22 @@ from protocol.bundle import write_atomic
 from protocol.errors import RoverError
 from protocol.node import sdnotify
 from protocol.node.affinity import pin
-from protocol.node.config import ConfigError, Layer, Loaded, load
+from protocol.node.config import ConfigError
 from protocol.node.log import configure, get_logger
 from protocol.node.require import check_ownership
 from protocol.node.services import ServiceFailedError, install_signal_stop, run_services
 from protocol.node.socket import ControlSocket
 from roverd import api
 from roverd.assemble import make_parts
-from roverd.profiles import PROFILES
-from roverd.settings import Settings
+from roverd.options import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
+
+    from protocol.node.config import Loaded
+    from roverd.settings import Settings
 
 log = get_logger()
-
-
-def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
-    """Return the effective settings; raises ConfigError with all mistakes at once."""
-    parser = argparse.ArgumentParser(prog="roverd", description="The robot's daemon.")
-    parser.add_argument("--config", type=Path, help="TOML file")
-    parser.add_argument("--profile", choices=sorted(PROFILES), help="named set of options")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="overrides")
-    for flag, option, metavar in (
-        ("--rover-id", "rover_id", "NAME"),
-        ("--trainer", "link.trainer", "ADDRESS"),
-        ("--state-dir", "state_dir", "DIR"),
-        ("--control-socket", "control_socket", "PATH"),
-        ("--policy", "policy", "FILE"),
-        ("--task", "task", "NAME"),
-        ("--seed", "seed", "N"),
-        ("--rate", "control.rate_hz", "HZ"),
-        ("--max-speed", "control.max_speed_mps", "M_PER_S"),
-        ("--safety-distance", "control.safety_distance_m", "M"),
-    ):
-        parser.add_argument(flag, dest=option, metavar=metavar, help=f"same as --set {option}={metavar}")
-    parsed = parser.parse_args(arguments)
-    given = [f"{k}={v}" for k, v in vars(parsed).items() if k not in {"config", "profile", "overrides"} and v]
-    layers = [Layer(f"profile {parsed.profile}", PROFILES[parsed.profile])] if parsed.profile else []
-    return load(
-        Settings,
-        layers=layers,
-        file=parsed.config,
-        env_prefix="ROVERD_",
-        environ=os.environ,
-        overrides=[*parsed.overrides, *given],
-    )
 
 
 async def serve(loaded: Loaded[Settings]) -> None:

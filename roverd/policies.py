@@ -41,6 +41,10 @@ class Target:
     seed: int = 0
 
 
+class StalledError(Exception):
+    """The trainer did not send a piece in time."""
+
+
 class PolicyStoreError(RoverError):
     """A policy cannot be fetched, found or loaded."""
 
@@ -131,7 +135,7 @@ class Policies:
         self._counter = 0
         self._refused: dict[str, str] = {}
         self._changed = asyncio.Event()
-        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue(4)
+        self._chunk: asyncio.Future[Chunk] | None = None
         self._previous = ""
         self.swaps = 0
         self.refusals = 0
@@ -215,8 +219,8 @@ class Policies:
 
     def received(self, chunk: Chunk) -> None:
         """Take a piece of a bundle; a piece that nobody waits for is dropped."""
-        if not self._chunks.full():
-            self._chunks.put_nowait(chunk)
+        if self._chunk is not None and not self._chunk.done():
+            self._chunk.set_result(chunk)
 
     def condemn(self, reason: str) -> None:
         """Refuse what drives, because it gives no actions; the policy before it becomes the standing choice."""
@@ -310,7 +314,7 @@ class Policies:
             answer = await child.request(**request)
             if not answer["ok"]:
                 raise PolicyStoreError(answer["reason"])
-        except asyncio.TimeoutError:
+        except StalledError:
             log.warning("policy.fetch_stalled", policy_id=target.name[:12], hint="the trainer does not answer")
             return
         except (RoverError, OSError) as error:
@@ -337,12 +341,9 @@ class Policies:
         await asyncio.to_thread(self._store.discard_damaged, policy_id)
         if self._store.has(policy_id):
             return
-        while not self._chunks.empty():
-            self._chunks.get_nowait()
         content = bytearray()
         while True:
-            self.send(ChunkRequest(policy_id, len(content), MAX_CHUNK_BYTES))
-            chunk = await asyncio.wait_for(self._chunks.get(), CHUNK_TIMEOUT_S)
+            chunk = await self._request_chunk(policy_id, len(content))
             if chunk.policy_id != policy_id or chunk.offset != len(content):
                 continue
             content += chunk.content
@@ -353,6 +354,14 @@ class Policies:
         got = await asyncio.to_thread(self._store.add, bytes(content))
         if got != policy_id:
             raise BundleError(f"policy {policy_id[:12]}: the trainer sent {got[:12]} instead")
+
+    async def _request_chunk(self, policy_id: str, offset: int) -> Chunk:
+        self._chunk = asyncio.get_running_loop().create_future()
+        self.send(ChunkRequest(policy_id, offset, MAX_CHUNK_BYTES))
+        done, _ = await asyncio.wait([self._chunk], timeout=CHUNK_TIMEOUT_S)
+        if not done:
+            raise StalledError
+        return self._chunk.result()
 
 
 def _proof(answer: dict[str, Any]) -> dict[str, float]:

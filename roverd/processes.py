@@ -62,10 +62,11 @@ class Child:
 
     async def started(self) -> None:
         """Wait until the child serves; raises ProcessError when it dies or hangs instead."""
-        try:
-            await asyncio.wait_for(self._ready, START_TIMEOUT_S)
-        except asyncio.TimeoutError as error:
-            raise ProcessError(f"process {self.name}: not ready after {START_TIMEOUT_S} s") from error
+        # not wait_for: before Python 3.12 it can swallow a cancellation (python/cpython#81839)
+        done, _ = await asyncio.wait([self._ready], timeout=START_TIMEOUT_S)
+        if not done:
+            raise ProcessError(f"process {self.name}: not ready after {START_TIMEOUT_S} s")
+        self._ready.result()
 
     def listen(self, on_message: Callable[[bytes], None], on_death: Callable[[], None]) -> None:
         """Set who hears messages and the death of the child."""
@@ -135,11 +136,11 @@ class PolicyChild:
         """Send a request and return the answer; raises ProcessError when the process dies or hangs."""
         self._answer = asyncio.get_running_loop().create_future()
         self.child.send(msgpack.packb(request))
-        try:
-            return await asyncio.wait_for(self._answer, REQUEST_TIMEOUT_S)
-        except asyncio.TimeoutError as error:
+        done, _ = await asyncio.wait([self._answer], timeout=REQUEST_TIMEOUT_S)
+        if not done:
             self.child.process.kill()
-            raise ProcessError(f"process {self.child.name}: no answer in {REQUEST_TIMEOUT_S} s, killed") from error
+            raise ProcessError(f"process {self.child.name}: no answer in {REQUEST_TIMEOUT_S} s, killed")
+        return self._answer.result()
 
     def _answered(self, message: bytes) -> None:
         if self._answer is not None and not self._answer.done():

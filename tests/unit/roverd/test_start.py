@@ -7,7 +7,8 @@ import os
 import pytest
 
 from protocol.node.config import ConfigError
-from roverd.main import main, next_boot, parse
+from roverd.main import main, next_boot
+from roverd.options import parse
 
 
 @pytest.fixture(autouse=True)
