@@ -76,7 +76,8 @@ def run_figures(runs):
 def measure_tests():
     """Return how long the unit tests and everything of ``./dev test`` take."""
     unit = [
-        timed(sys.executable, "-m", "pytest", "-q", "-m", "not slow", "tests/unit") for _ in range(UNIT_REPETITIONS)
+        timed(sys.executable, "-m", "pytest", "-q", "-m", "not component and not slow", "tests/unit", "tests/wire")
+        for _ in range(UNIT_REPETITIONS)
     ]
     everything = [timed("./dev", "test")]
     return [median("test.unit_seconds", unit, "s"), median("test.total_seconds", everything, "s")]

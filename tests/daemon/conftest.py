@@ -46,7 +46,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def _tail(daemon: Daemon) -> str:
     lines = daemon.log_text().splitlines()
     first = next((index for index, line in enumerate(lines) if "Traceback" in line), len(lines))
-    return "\n".join([*(line[:300] for line in lines[-TAIL_LINES:]), *(line[:4000] for line in lines[first : first + 40])])
+    return "\n".join(
+        [*(line[:300] for line in lines[-TAIL_LINES:]), *(line[:4000] for line in lines[first : first + 40])]
+    )
 
 
 @contextmanager

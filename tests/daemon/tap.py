@@ -208,9 +208,7 @@ class Tap(_Threaded):
         content = self.serve[request["policy_id"]][start : start + MAX_CHUNK_BYTES]
         self._send_front([identity, *encode(Chunk(request["policy_id"], start, content))])
 
-    def _back(
-        self, context: zmq.Context[zmq.Socket[bytes]], poller: zmq.Poller, identity: bytes
-    ) -> zmq.Socket[bytes]:
+    def _back(self, context: zmq.Context[zmq.Socket[bytes]], poller: zmq.Poller, identity: bytes) -> zmq.Socket[bytes]:
         if identity not in self._backs:
             back = context.socket(zmq.DEALER)
             back.setsockopt(zmq.LINGER, 0)

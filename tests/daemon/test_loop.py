@@ -111,7 +111,9 @@ def test_row_15_every_step_that_came_in_is_in_exactly_one_counter(pair):
 
 
 def test_row_1_a_new_policy_acts_as_the_trainer_says_and_unlike_the_one_before(pair):
-    bundles = wait_until(lambda: len(found := by_counter(stored(pair.rover.state_dir))) >= 2 and found, what="two bundles")
+    bundles = wait_until(
+        lambda: len(found := by_counter(stored(pair.rover.state_dir))) >= 2 and found, what="two bundles"
+    )
     for before, after in pairwise(bundles):
         for each in (before, after):
             there = means(each, each.golden.image, each.golden.vector)
@@ -187,7 +189,9 @@ def test_row_37_a_humans_steps_are_marked_and_the_segment_breaks_where_the_hand_
     wanted = np.array((0.2, 0.4), np.float32).tobytes()
     assert all(step["human_action"] == step["action"] == wanted for step in human)
     assert all("policy_action" in step for step in human)
-    strangers = [each for each in records if each["kind"] == "step" and each["source"] not in {"policy", "gate", "human"}]
+    strangers = [
+        each for each in records if each["kind"] == "step" and each["source"] not in {"policy", "gate", "human"}
+    ]
     assert not strangers
     status = pair.trainer.get()
     assert status["steps"]["demonstration"] - taken == len(human)
@@ -203,7 +207,9 @@ def test_row_37_a_break_with_its_final_observation_stands_at_each_change_of_hand
         assert each.final.images
     for before, after in pairwise(records):
         if isinstance(before, Step) and isinstance(after, Step) and before.episode_id == after.episode_id:
-            assert (before.source == "human") == (after.source == "human"), f"no break between seq {before.seq} and the next"
+            assert (before.source == "human") == (after.source == "human"), (
+                f"no break between seq {before.seq} and the next"
+            )
     for index, each in enumerate(records[1:-1], 1):
         if isinstance(each, EpisodeEnd) and not each.ends_episode:
             after = records[index + 1]
@@ -263,7 +269,10 @@ def test_row_40_one_policy_is_shown_with_its_manifest_as_json(pair):
 
 
 def test_row_40_a_refusal_exits_1_and_says_why_on_stderr(pair):
-    for daemon, words in ((pair.trainer, ("policy", "show", "ffffff")), (pair.trainer, ("checkpoint", "restore", "no"))):
+    for daemon, words in (
+        (pair.trainer, ("policy", "show", "ffffff")),
+        (pair.trainer, ("checkpoint", "restore", "no")),
+    ):
         answer = daemon.ctl(*words, "--json")
         assert answer.status == 1
         assert answer.json["ok"] is False
@@ -493,7 +502,10 @@ def test_a_link_that_is_cut_for_three_seconds_loses_and_doubles_nothing(pair):
     before = pair.trainer.get()["steps"]["received"]
     pair.tap.cut(3.0)
     wait_until(
-        lambda: "connection" in str(pair.trainer.events("rover.disconnected")) or pair.rover.get()["link"]["unacknowledged"] > 512,
+        lambda: (
+            "connection" in str(pair.trainer.events("rover.disconnected"))
+            or pair.rover.get()["link"]["unacknowledged"] > 512
+        ),
         30,
         what="the cut shows",
     )
@@ -509,7 +521,9 @@ def test_a_link_that_is_cut_for_three_seconds_loses_and_doubles_nothing(pair):
 
 def test_everything_the_rover_recorded_arrives_once_it_stands(pair):
     pair.trainer.post("/train/pause")
-    wait_until(lambda: pair.rover.get()["mode"] == "idle" and not pair.rover.get()["link"]["unacknowledged"], what="idle")
+    wait_until(
+        lambda: pair.rover.get()["mode"] == "idle" and not pair.rover.get()["link"]["unacknowledged"], what="idle"
+    )
     row = pair.trainer.get("/rovers")["rovers"][0]
     steps = pair.trainer.get()["steps"]
     assert row["next_seq"] == steps["records"] == len(pair.tap.stream.headers_of())

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 THREE_MISTAKES = {
-    "trainerd": '[ppo]\nclip_epsilom = 0.2\ngama = 0.9\nminibatch = -1\n[link]\nping_interval_s = 1.0\n',
+    "trainerd": "[ppo]\nclip_epsilom = 0.2\ngama = 0.9\nminibatch = -1\n[link]\nping_interval_s = 1.0\n",
     "roverd": 'rover_idd = "x"\n[control]\nrate_hertz = 10\nmax_speed_mps = -1.0\n[link]\nping_s = 1.0\n',
 }
 NAMED = {

@@ -154,7 +154,10 @@ def test_two_rovers_of_different_names_feed_one_trainer(run):
     wait_until(lambda: not run.row("rover-2")["connected"], what="rover-2 said goodbye")
     rest = run.row("rover-2")
     assert rest["waiting"] == 0
-    assert {row["rover_id"] for row in run.trainer.ctl("rover", "list", "--json").json["rovers"]} >= {"rover-1", "rover-2"}
+    assert {row["rover_id"] for row in run.trainer.ctl("rover", "list", "--json").json["rovers"]} >= {
+        "rover-1",
+        "rover-2",
+    }
     run.steps_go_on()
 
 
@@ -193,7 +196,9 @@ def check_refusal(run, rover, *words):
     assert len(rover.events("link.refused")) == 1, "one line, however often it is refused"
     told = run.trainer.get()
     assert told["refused_hellos"]["spec"] >= 1
-    failed = [check for check in run.trainer.ctl("doctor", "--json").json["checks"] if check["check"] == "refused rovers"]
+    failed = [
+        check for check in run.trainer.ctl("doctor", "--json").json["checks"] if check["check"] == "refused rovers"
+    ]
     assert all(word in failed[0]["measured"] for word in words)
     assert rover.stop() == 0
 
@@ -205,7 +210,7 @@ def test_row_17_a_rover_whose_height_and_width_are_swapped_is_refused_by_name_of
     run.steps_go_on()
 
 
-RENAMED = '''
+RENAMED = """
 from dataclasses import replace
 
 from plugins import RobotPlugin, hookimpl
@@ -222,7 +227,7 @@ def create(settings):
 @hookimpl
 def provide_robots():
     return [RobotPlugin("renamed", SyntheticSettings, create)]
-'''
+"""
 
 
 def test_row_16_a_rover_with_one_renamed_element_is_refused_by_name_of_the_difference(run):

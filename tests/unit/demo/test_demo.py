@@ -20,6 +20,8 @@ from trainerd.demo.daemons import (
 from trainerd.demo.report import Evidence, report, summary
 from trainerd.demo.screen import Lines, panel, sparkline
 
+pytestmark = pytest.mark.component
+
 TRAINER = {
     "state": "training",
     "updates": 3,

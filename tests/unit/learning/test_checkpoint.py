@@ -6,6 +6,8 @@ import pytest
 from trainerd.learning import checkpoint
 from trainerd.learning.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.component
+
 
 @pytest.fixture
 def learner(toy, finish):

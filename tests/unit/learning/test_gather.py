@@ -5,6 +5,8 @@ import torch
 from trainerd.learning.gather import Gather
 from trainerd.learning.inputs import Inputs, transform_tensors
 
+pytestmark = pytest.mark.component
+
 
 def random_rollout(toy, rows=7):
     rng = np.random.default_rng(3)

@@ -7,6 +7,8 @@ from trainerd.learning import checkpoint
 from trainerd.learning.learner import LearnerError, choose_device
 from trainerd.learning.settings import NetworkSettings, PpoSettings, adapt, kl_target_at, std_at
 
+pytestmark = pytest.mark.component
+
 RECIPE = {"autocast": "bfloat16", "kl_target": 0.02, "kl_decay": 2.5}
 
 

@@ -4,6 +4,8 @@ import torch
 
 from trainerd.learning.ppo import explained_variance
 
+pytestmark = pytest.mark.component
+
 
 def test_the_ratio_begins_at_one_and_importance_too_with_the_policys_own_data(toy, finish):
     learner = toy.learner(minibatch=32, epochs=1, learning_rate=1e-8)

@@ -6,6 +6,8 @@ import pytest
 from trainerd.learning import checkpoint
 from trainerd.learning.worker import Callbacks, Worker, WorkerError
 
+pytestmark = pytest.mark.component
+
 
 class Heard:
     def __init__(self):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.component
+
 _PROGRAM = """
 import importlib, pkgutil, sys
 for name in ("protocol", "plugins", "roverd"):

@@ -24,6 +24,8 @@ from plugins.tasks.goal import GoalSettings, GoalTask
 from plugins.testing import check_reward
 from protocol.moment import Moment, Outcome
 
+pytestmark = pytest.mark.component
+
 MODULES = (angular_velocity, collision, linear_velocity, obstacle_proximity, progress, success, tick_cost)
 TERMS = {term.name: term for module in MODULES for term in module.provide_rewards()}
 FUNCTIONS = {name: term.function for name, term in TERMS.items()}

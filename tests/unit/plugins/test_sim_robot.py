@@ -13,6 +13,8 @@ from plugins.robots.sim.settings import SimSettings
 from plugins.testing import check_robot
 from protocol.moment import Pose
 
+pytestmark = pytest.mark.component
+
 DEPTH, RGB = "observation.depth.front", "observation.images.front"
 
 

@@ -18,6 +18,8 @@ from trainerd.release import graph as graph_module
 from trainerd.release.export import Exporter, ExportError, infer, session
 from trainerd.release.golden import synthetic_inputs
 
+pytestmark = pytest.mark.component
+
 ROBOT = RobotSpec(
     name="small",
     cameras=(Camera("front", "rgb", 12, 20, 10.0), Camera("front", "depth", 12, 20, 10.0)),

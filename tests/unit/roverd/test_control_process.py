@@ -15,6 +15,8 @@ from roverd.control import wire
 from roverd.control.ring import RingWriter
 from tests.unit.protocol.samples import DEPTH, ROBOT
 
+pytestmark = pytest.mark.component
+
 PATIENCE_S = 10.0
 LIMITS = {
     "low": [-0.5, -1.5],

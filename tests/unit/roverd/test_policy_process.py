@@ -18,6 +18,8 @@ from roverd.control.ring import RingWriter
 from tests.unit.protocol.samples import ROBOT, TASK, golden, packed
 from tests.unit.roverd.graphs import linear, weights
 
+pytestmark = pytest.mark.component
+
 PATIENCE_S = 20.0
 LAYOUT = wire.Layout(2, 3)
 

@@ -13,6 +13,8 @@ from tests.unit.trainerd.rover import BARE
 from trainerd.ingest import Link, LinkError
 from trainerd.mailbox import Mailbox
 
+pytestmark = pytest.mark.component
+
 
 def test_records_arrive_once_in_order_owned_and_writable(bench):
     rover = bench.rover()
