@@ -258,6 +258,7 @@ class Training:
             Exporter(learner.network, robot=robot, task=task, transform=transform, run_id=run.run_id),
             self._publisher,
         )
+        pipeline.prepare()  # not later: the first export cannot run beside learning, and a rover waits for it
         self._first_policy(learner, pipeline, is_resumed=is_resumed)
         callbacks = Callbacks(
             on_ready=lambda seconds: log.info("learner.warmed", seconds=round(seconds, 3)),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.errors import RoverError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import ModuleType
 
 _DISTRIBUTION = "roverloop"
@@ -42,6 +44,17 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         message = f"{module}: {error.name} is not installed; it needs the extra: pip install '{_DISTRIBUTION}[{extra}]'"
         raise MissingExtraError(message) from error
+
+
+def exit_without(program: str, extra: str, modules: Sequence[str]) -> None:
+    """End the process with one line and status 1 unless all ``modules`` are installed; imports none of them."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        print(
+            f"{program}: {', '.join(missing)} not installed; needs the extra: pip install '{_DISTRIBUTION}[{extra}]'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def check_ownership() -> None:

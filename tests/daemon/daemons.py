@@ -112,7 +112,7 @@ class Daemon:
     def start(self) -> Daemon:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", DIE_WITH_PARENT, "-m", f"{self.name}.main", *self.words],
+                [sys.executable, "-c", DIE_WITH_PARENT, "-m", self.name, *self.words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -245,7 +245,7 @@ class Site:
     def run(self, daemon: str, *words: str, env: Mapping[str, str] | None = None) -> Answer:
         """Run a daemon that is expected to end by itself."""
         done = subprocess.run(
-            [sys.executable, "-c", DIE_WITH_PARENT, "-m", f"{daemon}.main", *words],
+            [sys.executable, "-c", DIE_WITH_PARENT, "-m", daemon, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

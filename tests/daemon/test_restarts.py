@@ -45,8 +45,13 @@ class Run:
         assert after["updates"] >= before["checkpoint"]["update"], "older than the last checkpoint"
         assert after["policy"]["counter"] >= before["policy"]["counter"]
         goal = after["updates"] + 2
-        later = wait_until(lambda: (new := self.trainer.get())["updates"] >= goal and new, what="training goes on")
-        assert later["policy"]["counter"] > before["policy"]["counter"]
+        newer = before["policy"]["counter"] + 1
+
+        def goes_on():
+            new = self.trainer.get()
+            return new if new["updates"] >= goal and new["policy"]["counter"] >= newer else None
+
+        later = wait_until(goes_on, what="training goes on")
         assert later["steps"]["lost"] == later["steps"]["malformed"] == 0
         assert unbalanced(later["steps"]) == 0
         self.rover_drives_the_wanted_policy(before["policy"]["counter"])
@@ -149,7 +154,7 @@ def test_row_3_a_checkpoint_with_a_renamed_or_missing_tensor_is_refused_naming_t
         return {**weights, f"agent.{key}": value} if kind == "renamed" else weights
 
     folder = run.trainer.state_dir.parent / "checkpoints"
-    # number 0 is the oldest one, so that nobody resumes from it by himself
+    # number 0 is older than all, so that nobody resumes from it unasked
     copy = altered_checkpoint(folder, "ppo_update_0", change)
     before = run.trainer.get()
     try:

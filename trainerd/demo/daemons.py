@@ -40,11 +40,11 @@ class Daemon:
     """One daemon as a child process, its log in a file, its control socket at a short path."""
 
     def __init__(self, name: str, arguments: Sequence[str], *, control_socket: Path, log: Path) -> None:
-        """Start ``python -m NAME.main ARGUMENTS``."""
+        """Start ``python -m NAME ARGUMENTS``."""
         self.name = name
         self.log = log
         self.client = ControlClient(control_socket, timeout_s=10.0)
-        words = [sys.executable, "-m", f"{name}.main", *arguments, "--set", f"control_socket={control_socket}"]
+        words = [sys.executable, "-m", name, *arguments, "--set", f"control_socket={control_socket}"]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 words,

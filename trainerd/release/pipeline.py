@@ -56,6 +56,13 @@ class Pipeline:
         self._stop = False
         self._thread = threading.Thread(target=self._main, name="release", daemon=True)
 
+    def prepare(self) -> None:
+        """Write the graph that later exports fill; a failure shows again, and counts, at the first export."""
+        try:
+            self._exporter.prepare()
+        except ExportError as error:
+            log.warning("export.unprepared", error=str(error), hint="each export will try again")
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()
@@ -72,7 +79,7 @@ class Pipeline:
         with self._changed:
             return self._changed.wait_for(lambda: self._waiting is None and not self._is_busy, timeout_s)
 
-    def stop(self, timeout_s: float = 3.0) -> None:
+    def stop(self, timeout_s: float = 6.0) -> None:
         """Finish the present draft and end."""
         with self._changed:
             self._stop = True

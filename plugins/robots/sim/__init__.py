@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from plugins import Robot, RobotPlugin, hookimpl
 from plugins.robots.sim.settings import SimSettings
+from protocol.node.require import require
 
 
 def create(settings: SimSettings) -> Robot:
-    """Make the robot; raises ImportError naming the extra where mujoco or numba are missing."""
-    try:
-        from plugins.robots.sim.robot import SimRobot  # noqa: PLC0415 - mujoco and numba only where they are used
-    except ImportError as error:
-        raise ImportError(f"robot sim: {error}: pip install 'roverloop[sim]'") from error
+    """Make the robot; raises MissingExtraError where mujoco or numba are missing."""
+    for module in ("mujoco", "numba"):
+        require(module, "sim")
+    from plugins.robots.sim.robot import SimRobot  # noqa: PLC0415 - mujoco and numba only where they are used
+
     return SimRobot(settings)
 
 

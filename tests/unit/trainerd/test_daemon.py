@@ -20,7 +20,7 @@ class Process:
     def __init__(self, folder, *arguments):
         self.folder = folder
         self.log = folder / "log"
-        words = [sys.executable, "-m", "trainerd.main", *PROFILE, "--set", "network.normaliser_frames=32", *arguments]
+        words = [sys.executable, "-m", "trainerd", *PROFILE, "--set", "network.normaliser_frames=32", *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, env=environment)

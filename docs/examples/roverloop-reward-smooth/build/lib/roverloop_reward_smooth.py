@@ -1,0 +1,14 @@
+"""A reward term that asks for smooth turning."""
+
+from plugins import RewardTerm, hookimpl
+
+
+def smooth(previous, current):
+    """Return minus the change of the turning speed in one tick, in rad/s."""
+    return -abs(current.state["angular_vel"] - previous.state["angular_vel"])
+
+
+@hookimpl
+def provide_rewards():
+    """Offer the term."""
+    return [RewardTerm("smooth", smooth, "minus the change of the turning speed, in rad/s")]
