@@ -296,7 +296,9 @@ class Training:
             if is_resumed and is_same and newest.manifest.decisions == learner.decisions:
                 return
             learner.policy_counter = max(newest.counter, learner.policy_counter) + 1
-        pipeline.release(self._draft(learner, learner.snapshot()))
+        is_released = pipeline.release(self._draft(learner, learner.snapshot()))
+        if not is_released and newest is None:
+            raise TrainingError(f"no policy can be published, so no rover could drive: {pipeline.last_error}")
 
     def _draft(self, learner: Learner, snapshot: dict[str, npt.NDArray[np.float32]]) -> Draft:
         return Draft(snapshot, learner.policy_counter, learner.updates, learner.decisions, allow_unchanged=True)

@@ -21,7 +21,9 @@ def learns(trainer, rover):
 def test_a_robot_with_two_cameras_drives_trains_and_records_both(site):
     with Tap(free_port(), site.port) as tap:
         trainer = site.trainer({"plugins.column.rgb": "observation.images.rear"})
-        rover = site.rover({"plugins.synthetic.cameras": '["front","rear"]', "plugins.synthetic.action_repeat": 3}, port=tap.port)
+        rover = site.rover(
+            {"plugins.synthetic.cameras": '["front","rear"]', "plugins.synthetic.action_repeat": 3}, port=tap.port
+        )
         learns(trainer, rover)
         records = tap.stream.decoded()
     cameras = {f"observation.{kind}.{name}" for kind in ("images", "depth") for name in ("front", "rear")}

@@ -41,14 +41,28 @@ def test_a6_the_documented_options_give_checkpoints_and_the_documented_curves(si
     assert "command line" in shown["ppo.rollout"]["origin"]
     assert (shown["ppo.minibatch"]["value"], shown["ppo.minibatch"]["origin"]) == ("256", "default")
     assert trainer.stop() == 0
-    done = subprocess.run([sys.executable, "-c", READ, str(site.folder / "R")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(site.folder / "R")], capture_output=True, text=True, check=True
+    )
     curves = {line.split()[0]: int(line.split()[1]) for line in done.stdout.splitlines()}
     for tag in TAGS:
         assert curves.get(tag, 0) >= 1, (tag, curves)
 
 
 def test_config_show_tells_where_each_value_comes_from(site):
-    tool = [sys.executable, "-m", "trainerd.ctl", "config", "show", "--origin", "--json", "--profile", "demo", "--set", "seed=3"]
+    tool = [
+        sys.executable,
+        "-m",
+        "trainerd.ctl",
+        "config",
+        "show",
+        "--origin",
+        "--json",
+        "--profile",
+        "demo",
+        "--set",
+        "seed=3",
+    ]
     env = {**site.env, "TRAINERD_PPO__GAMMA": "0.5"}
     import json
 

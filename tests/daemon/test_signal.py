@@ -30,7 +30,8 @@ def test_row_4_a_constant_reward_and_no_end_degrade_health_and_stop_learning(pai
     assert "reward: -0.01 on each of the last" in causes
     assert "episodes: none ended in the last" in causes
     refusing = wait_until(
-        lambda: "refuses the signal" in str((new := trainer.get())["health"]["causes"]) and new, what="a refused rollout"
+        lambda: "refuses the signal" in str((new := trainer.get())["health"]["causes"]) and new,
+        what="a refused rollout",
     )
     goal = refusing["steps"]["received"] + 4 * 512
     later = wait_until(lambda: (new := trainer.get())["steps"]["received"] >= goal and new, what="four more rollouts")

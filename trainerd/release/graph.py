@@ -26,6 +26,7 @@ FloatArray = npt.NDArray[np.float32]
 
 OPSET = 18
 IMAGE, VECTOR, MEAN = "image", "vector", "mean"
+_OUTPUT = "policy_output"
 PREFIX = "network."
 """What stands before a weight's name in the graph; it also keeps a weight from being called like an input."""
 
@@ -160,7 +161,7 @@ def _export(network: PolicyNetwork) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[IMAGE, VECTOR] if has_image else [VECTOR],
-                output_names=[MEAN],
+                output_names=[_OUTPUT],
                 external_data=False,
                 verbose=False,
             )
@@ -170,8 +171,19 @@ def _export(network: PolicyNetwork) -> onnx.ModelProto:
         raise ExportError("export: torch gave no ONNX program")
     proto: onnx.ModelProto = program.model_proto
     _strip(proto)
+    _name_output(proto.graph)
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _name_output(graph: onnx.GraphProto) -> None:
+    """Call the output ``mean``, also where torch gave that name to a value within the graph (an average)."""
+    names = {MEAN: f"inner.{MEAN}", _OUTPUT: MEAN}
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for each in graph.output:
+        each.name = names.get(each.name, each.name)
 
 
 def _strip(proto: onnx.ModelProto) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from plugins.encoders.blind_net import Blind
 from plugins.encoders.column_net import Column
+from plugins.manager import PluginManager
 from protocol.bundle import check_fit, unpack_bundle
 from protocol.spec import Camera, Element, RobotSpec, TaskSpec
 from protocol.transform import InputTransform, Plane
@@ -223,3 +224,15 @@ def test_a_policy_without_cameras_has_no_image_input():
     check_fit(bundle, ROBOT, TASK)
     assert bundle.manifest.inputs == [["vector", [1, 5], "float32"]]
     assert bundle.golden.image.shape == (8, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["column", "rgbd", "gray_depth", "depth", "blind"])
+def test_every_built_in_encoder_can_be_exported_and_answers_as_torch_does(name):
+    plugin = PluginManager(("encoders",)).encoder(name)
+    settings = plugin.settings()
+    transform = InputTransform.of(ROBOT, TASK, plugin.planes(ROBOT, settings))
+    shape = (transform.channels, transform.height, transform.width)
+    exporter = make_exporter(make_network(transform, plugin.build(shape, settings)), transform)
+    snapshot = make_network(transform, plugin.build(shape, settings)).snapshot()
+    bundle = unpack_bundle(exporter.build(snapshot, **facts(log_std=[-1.0, -1.0])))
+    assert [each[0] for each in bundle.manifest.outputs] == ["mean"]
