@@ -12,7 +12,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "record": {"images": "decisions"},
     },
 }
-"""``demo``: the simulated rover in lock-step, with limits of its own (the real rover's 0.18 m/s is too slow for its 20 s
-episodes) and without the forward stop: a robot that is stopped before each obstacle needs no eyes to find its way around
-it, so the demo would not show that the camera is used. The clearance is measured and recorded all the same.
+"""``demo``: the simulated rover in lock-step, with limits of its own (the real rover's 0.18 m/s is too slow for 20 s).
+
+It has no forward stop: a robot that is stopped before each obstacle needs no eyes to find its way around it, so it
+would not show that the camera is used (docs/decisions/0005). The clearance is measured and recorded all the same.
 """

@@ -167,7 +167,7 @@ class Daemon:
 
     def pids(self) -> list[int]:
         """Return this process and its descendants."""
-        parents = {pid: parent for pid, parent in _processes()}
+        parents = dict(_processes())
         found = [self.pid]
         for each in found:
             found += [pid for pid, parent in parents.items() if parent == each]

@@ -22,6 +22,8 @@ from protocol.messages import Hello, encode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
     from protocol.spec import RobotSpec, TaskSpec
 
 HEIGHT, WIDTH = 12, 20
@@ -36,7 +38,7 @@ class Stranger:
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.connect(f"tcp://127.0.0.1:{port}")
 
-    def __enter__(self) -> Stranger:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -115,7 +117,7 @@ def nonsense(seed: int) -> Iterator[tuple[bytes, ...]]:
 
 
 def records(rover_id: str, boot_id: str = "boot-1") -> Iterator[tuple[bytes, ...]]:
-    """Return steps of an admitted rover that are wrong in one way each, ``seq`` rising from 0; all are to be counted."""
+    """Return steps of an admitted rover that are wrong in one way each, ``seq`` rising from 0."""
     good_jpeg, good_depth = encode_rgb(np.zeros((HEIGHT, WIDTH, 3), np.uint8)), _depth(np.zeros((HEIGHT, WIDTH)))
     images = [["observation.images.front", JPEG], ["observation.depth.front", DELTA]]
     pixels = HEIGHT * WIDTH * 2

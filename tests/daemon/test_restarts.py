@@ -148,7 +148,7 @@ def test_row_3_a_checkpoint_with_a_renamed_or_missing_tensor_is_refused_naming_t
     lost = []
 
     def change(weights):
-        key = sorted(weights)[0]
+        key = min(weights)
         lost.append(key)
         value = weights.pop(key)
         return {**weights, f"agent.{key}": value} if kind == "renamed" else weights

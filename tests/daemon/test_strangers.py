@@ -71,8 +71,9 @@ class TestRow13Fuzz:
         assert memory_mb(run.trainer.pid) - memory < 200
         assert not Path("/tmp/roverloop-was-here").exists(), "a pickle was loaded"
 
-    @pytest.mark.parametrize("seed", [1, random.randrange(2, 1 << 30)])
+    @pytest.mark.parametrize("seed", [1, None])
     def test_nonsense_of_strangers_is_counted_and_answered_with_hello_first(self, run, seed):
+        seed = random.randrange(1 << 30) if seed is None else seed
         print(f"seed {seed}")
         before = self.counted(run)
         messages = list(nonsense(seed))
