@@ -83,6 +83,15 @@ class Ack(Message):
 
 
 @dataclass(frozen=True)
+class Resend(Message):
+    """Trainer to rover: these inclusive ranges of seq did not arrive although later ones did; send them again."""
+
+    kind: ClassVar[str] = "resend"
+    boot_id: str
+    ranges: list[list[int]]
+
+
+@dataclass(frozen=True)
 class Ping(Message):
     """Either way, once a second; the rover states which policy drives (the trainer converges it)."""
 
@@ -92,6 +101,8 @@ class Ping(Message):
     policy_counter: int = 0
     order_id: str = ""
     status: dict[str, Any] = field(default_factory=dict)
+    oldest_unacked: int = 0
+    """The rover no longer has any record below it: what is missing there will never come."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +201,7 @@ KINDS: dict[str, type[Message]] = {
         Welcome,
         Refuse,
         Ack,
+        Resend,
         Ping,
         Pong,
         Offer,

@@ -121,7 +121,8 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
             "round_trip_ms": _or_none(uplink.round_trip_ms),
             "clock_skew_s": _or_none(uplink.clock_skew_s),
         }
-        return Ping(time.monotonic_ns(), policies.driving_id, policies.counter, drive.order_id, status)
+        oldest = outbox.oldest if outbox.oldest is not None else drive.next_seq
+        return Ping(time.monotonic_ns(), policies.driving_id, policies.counter, drive.order_id, status, oldest)
 
     uplink = Uplink(settings.link, outbox, hello, ping)
     _wire(uplink, drive, policies)

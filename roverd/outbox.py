@@ -86,6 +86,13 @@ class Outbox:
             self._unsent = deque(seq for seq in self._unsent if seq in self._records)
         return freed
 
+    def resend(self, ranges: Iterable[Sequence[int]]) -> None:
+        """Mark records of inclusive ranges of seq unsent; those that are gone are not to be had again."""
+        wanted = set(self._unsent)
+        for low, high in ranges:
+            wanted.update(seq for seq in self._records if low <= seq <= high)
+        self._unsent = deque(sorted(wanted))
+
     def rewind(self) -> None:
         """Mark everything unsent: the other side may have seen none of it."""
         self._unsent = deque(self._records)

@@ -22,6 +22,7 @@ from protocol.messages import (
     Ping,
     Pong,
     Refuse,
+    Resend,
     Welcome,
     decode,
     encode,
@@ -122,6 +123,7 @@ class Uplink:
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         sock = self._context.socket(zmq.DEALER)
         sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a trainer that is not there
         sock.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
         sock.setsockopt(zmq.RCVHWM, SEND_HIGH_WATER)
         sock.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
@@ -199,6 +201,10 @@ class Uplink:
             self.send(Pong(message.sent_ns))
         elif isinstance(message, Welcome):
             self._welcomed(message)
+        elif isinstance(message, Resend):
+            if message.boot_id == self._hello().boot_id:
+                self._outbox.resend(ranges_of(message.ranges, "resend"))
+                self._push()
         elif isinstance(message, Refuse):
             self._refused(message)
         elif isinstance(message, Goodbye):
@@ -214,10 +220,10 @@ class Uplink:
             self.clock_skew_s = (wall_ns - time.time_ns()) * 1e-9 + self.round_trip_ms * 0.5e-3
 
     def _welcomed(self, message: Welcome) -> None:
-        if self.state != "linked":
+        if self.state != "linked":  # else the answer to a hello that was said twice: nothing is sent again for it
             log.info("link.welcomed", trainer_id=message.trainer_id, run_id=message.run_id, credit=message.credit)
+            self._outbox.rewind()
         self.state, self.refusal, self.trainer_id = "linked", "", message.trainer_id
-        self._outbox.rewind()
         self._acknowledged(message.boot_id, message.received, message.credit)
         self.send(self._ping())
 

@@ -108,6 +108,7 @@ class Fleet:
     def ping(self, rover: Rover, ping: Ping, now_s: float) -> None:
         """Take in what a rover states of itself, and converge it."""
         rover.status = plain(ping.status)
+        rover.oldest_unacked = ping.oldest_unacked
         self._state(rover, ping.policy_id, ping.policy_counter, ping.order_id)
         if self._finished.get(ping.policy_id):
             self._drives(rover, ping.policy_id, now_s)
@@ -283,7 +284,7 @@ class Fleet:
             else:
                 self.leftover.append(known)
         if lane is None:
-            lane = Lane.begin(hello.oldest_unacked, self._settings.credit, self.tally)
+            lane = Lane.begin(hello.oldest_unacked, 2 * self._settings.credit, self.tally)
         elif not lane.waiting:
             lane.skip_to(hello.oldest_unacked)
         other = self.rover_of(identity)

@@ -249,19 +249,28 @@ class Link:
         self._is_pressed = False
         for rover in list(self._fleet.leftover):
             self._pump_lane(rover, now_s)
-            rover.lane.give_up_gap(now_s, 0.0)
+            rover.lane.give_up_gap()
             if not rover.lane.waiting:
                 self._fleet.leftover.remove(rover)
                 self._rings.pop((rover.rover_id, rover.boot_id), None)
                 self._consumer.close(rover.rover_id, rover.boot_id)
         for rover in self._fleet.rovers.values():
             self._pump_lane(rover, now_s)
-            if rover.connected and (lost := rover.lane.give_up_gap(now_s, self._settings.gap_wait_s)):
-                hint = "the rover no longer had them, or the link lost them"
-                log.warning("steps.lost", rover_id=rover.rover_id, boot_id=rover.boot_id, count=lost, hint=hint)
+            if rover.connected:
+                self._mend_gap(rover, now_s)
             is_due = now_s - rover.acked_s >= 1e-3 * self._settings.ack_interval_ms
             if rover.lane.unacked >= self._settings.ack_every or (rover.lane.unacked and is_due):
                 self._acknowledge(rover, now_s)
+
+    def _mend_gap(self, rover: Rover, now_s: float) -> None:
+        """Ask again for records that are missing before later ones; give up only what the rover no longer has."""
+        lane = rover.lane
+        if lost := lane.give_up(rover.oldest_unacked):
+            hint = "the rover no longer had them: its outbox was full while the link was down"
+            log.warning("steps.lost", rover_id=rover.rover_id, boot_id=rover.boot_id, count=lost, hint=hint)
+        missing = lane.overdue(now_s, self._settings.gap_wait_s)
+        if missing is not None:
+            self._tell(rover, messages.Resend(rover.boot_id, [list(missing)]))
 
     def _pump_lane(self, rover: Rover, now_s: float) -> None:
         lane = rover.lane

@@ -121,16 +121,25 @@ class Lane(Generic[T]):
         """True while records wait for one before them."""
         return bool(self.waiting) and self.next_seq not in self.waiting
 
-    def give_up_gap(self, now_s: float, wait_s: float) -> int:
-        """Go on behind a gap that is older than ``wait_s``; return how many records that gives up."""
+    def give_up_gap(self) -> int:
+        """Go on behind a gap; return how many records that gives up."""
+        return self.skip_to(min(self.waiting)) if self.has_gap else 0
+
+    def give_up(self, floor: int) -> int:
+        """Give up what is missing below ``floor``, where something later waits; return how many."""
+        return self.skip_to(min(floor, *self.waiting)) if self.has_gap and floor > self.next_seq else 0
+
+    def overdue(self, now_s: float, wait_s: float) -> tuple[int, int] | None:
+        """Return the inclusive range that has been missing for ``wait_s``, once each ``wait_s``, or None."""
         if not self.has_gap:
             self.gap_since_s = None
-            return 0
+            return None
         if self.gap_since_s is None:
             self.gap_since_s = now_s
         if now_s - self.gap_since_s < wait_s:
-            return 0
-        return self.skip_to(min(self.waiting))
+            return None
+        self.gap_since_s = now_s
+        return self.next_seq, min(self.waiting) - 1
 
     def skip_to(self, seq: int) -> int:
         """Give up every record below ``seq`` that has not come; return how many. Call it with nothing waiting there."""

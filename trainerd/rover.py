@@ -45,6 +45,8 @@ class Rover:
     malformed: int = 0
     round_trip_ms: float | None = None
     acked_s: float = 0.0
+    oldest_unacked: int = 0
+    """The rover has no record below it any more."""
     offered: tuple[str, float, float] = ("", 0.0, 0.0)
     """What was offered last: policy, when, and how long to wait before it is said again."""
     ordered: tuple[str, float, float] = ("", 0.0, 0.0)

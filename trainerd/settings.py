@@ -23,7 +23,7 @@ class LinkSettings:
     ack_interval_ms: int = option(100, help="time after which an acknowledgement is sent at the latest", low=1)
     ping_interval_s: float = option(1.0, help="time between two pings to a rover", low=0.05)
     dead_after_s: float = option(5.0, help="silence after which a rover counts as gone", low=0.2)
-    gap_wait_s: float = option(2.0, help="how long a missing record is waited for before it counts as lost", low=0.0)
+    gap_wait_s: float = option(0.25, help="how long a missing record is waited for before it is asked for", low=0.01)
     quiet_after_s: float = option(10.0, help="time without a step after which training is degraded", low=0.5)
     offer_interval_s: float = option(
         1.0, help="first time between two offers of a policy; it doubles up to 16 s", low=0.05

@@ -17,6 +17,7 @@ from protocol.messages import (
     Ping,
     Pong,
     Refuse,
+    Resend,
     Verdict,
     Welcome,
 )
@@ -61,7 +62,8 @@ MESSAGES: dict[str, Message] = {
     "welcome": Welcome(1, "trainer-1", "run-1", 512, BOOT, [[0, 120], [125, 125]]),
     "refuse": Refuse("spec", "state.roll.scale: 1.0 here, 2.0 there", retry=True),
     "ack": Ack(BOOT, [[0, 300], [65536, 4294967296]], 256),
-    "ping": Ping(123456789012345, POLICY, 7, "order-1", {"mode": "train", "ticks_per_second": 812.5}),
+    "ping": Ping(123456789012345, POLICY, 7, "order-1", {"mode": "train", "ticks_per_second": 812.5}, 128),
+    "resend": Resend(BOOT, [[301, 310]]),
     "pong": Pong(123456789012345, {"steps": 10}),
     "offer": Offer(POLICY, 8, 1300000, "ab" * 32, rollback=True),
     "chunk_request": ChunkRequest(POLICY, 1048576, 65536),

@@ -38,13 +38,29 @@ def test_what_came_before_the_floor_is_a_duplicate():
     assert lane.tally.duplicates == 1
 
 
-def test_a_gap_is_given_up_after_its_time_and_counted():
+def test_a_gap_is_asked_for_again_until_it_is_mended():
     lane = Lane.begin(0, 8, Tally())
     lane.offer(3, "d")
     assert lane.head() is None
-    assert lane.give_up_gap(10.0, 2.0) == 0
-    assert lane.give_up_gap(11.9, 2.0) == 0
-    assert lane.give_up_gap(12.0, 2.0) == 3
+    assert lane.overdue(10.0, 2.0) is None
+    assert lane.overdue(12.0, 2.0) == (0, 2)
+    assert lane.overdue(12.1, 2.0) is None
+    assert lane.overdue(14.0, 2.0) == (0, 2)
+    for seq in range(3):
+        lane.offer(seq, "abc"[seq])
+        lane.take()
+    assert lane.head() == "d"
+    assert lane.overdue(16.0, 2.0) is None
+    assert lane.tally.lost == 0
+
+
+def test_only_what_the_rover_no_longer_has_is_given_up_and_counted():
+    lane = Lane.begin(0, 8, Tally())
+    lane.offer(3, "d")
+    assert lane.give_up(0) == 0
+    assert lane.give_up(2) == 2
+    assert lane.head() is None
+    assert lane.give_up(9) == 1
     assert lane.head() == "d"
     assert lane.tally.lost == 3
 
@@ -52,7 +68,7 @@ def test_a_gap_is_given_up_after_its_time_and_counted():
 def test_a_record_that_comes_after_its_place_was_given_up_is_acknowledged_and_dropped():
     lane = Lane.begin(0, 8, Tally())
     lane.offer(1, "b")
-    lane.give_up_gap(0.0, 0.0)
+    lane.give_up_gap()
     lane.take()
     assert not lane.offer(0, "a")
     assert (lane.tally.late, lane.done.to_list()) == (1, [[0, 1]])
