@@ -108,7 +108,7 @@ class Fleet:
     def ping(self, rover: Rover, ping: Ping, now_s: float) -> None:
         """Take in what a rover states of itself, and converge it."""
         rover.status = plain(ping.status)
-        rover.oldest_unacked = ping.oldest_unacked
+        rover.oldest_unacked = max(rover.oldest_unacked, ping.oldest_unacked)
         self._state(rover, ping.policy_id, ping.policy_counter, ping.order_id)
         if self._finished.get(ping.policy_id):
             self._drives(rover, ping.policy_id, now_s)
@@ -295,6 +295,7 @@ class Fleet:
             rover.refused, rover.verdicts, rover.steps = known.refused, known.verdicts, known.steps
             rover.malformed, rover.round_trip_ms = known.malformed, known.round_trip_ms
         rover.heard_s = rover.stepped_s = now_s
+        rover.oldest_unacked = hello.oldest_unacked
         rover.settings = plain(hello.settings)
         is_news = known is None or not known.connected or known.boot_id != hello.boot_id
         self.rovers[hello.rover_id] = rover

@@ -28,9 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give the tests of one file to one worker: they share daemons."""
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.scheduler import LoadFileScheduling
 
-    return LoadScopeScheduling(config, log)
+    return LoadFileScheduling(config, log)
 
 
 @pytest.hookimpl(hookwrapper=True)

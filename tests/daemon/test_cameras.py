@@ -40,7 +40,7 @@ def test_a_robot_with_two_cameras_drives_trains_and_records_both(site):
     assert len(manifest["robot"]["cameras"]) == 4
 
 
-@pytest.mark.parametrize("robot", ["synthetic", "sim"])
+@pytest.mark.parametrize("robot", ["synthetic", pytest.param("sim", marks=pytest.mark.slow)])
 def test_a_robot_without_cameras_drives_and_trains(site, robot):
     if robot == "sim":
         settings = {"robot": "sim", "plugins.sim.cameras": "none"}

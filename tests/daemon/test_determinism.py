@@ -19,23 +19,26 @@ def frozen(shared_site):
     return shared_site.trainer({"train.frozen": True, "threads": 1})
 
 
-def digest(site, name, seed):
+def start(site, name, seed):
     settings = {"robot": "sim", "seed": seed, "record.digest_ticks": TICKS, "record.images": "decisions"}
-    rover = site.rover(settings, name=name)
-    found = wait_until(lambda: rover.get()["digest"], 90, what=f"{TICKS} ticks of {name}")
+    return site.rover(settings, name=name)
+
+
+def digest(rover):
+    found = wait_until(lambda: rover.get()["digest"], 90, what=f"{TICKS} ticks of {rover.log.stem}")
     policies = {each["policy_id"] for each in rover.events("policy.swapped")}
     assert rover.stop() == 0
     return found, policies
 
 
 def test_equal_seeds_give_equal_digests_idle_and_under_load_and_another_seed_another(frozen, shared_site):
-    idle, policies = digest(shared_site, "idle", 7)
+    idle, policies = digest(start(shared_site, "idle", 7))
     with ExitStack() as stack:
         for _ in range(2):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: sum(range(10**6))"]))
             stack.callback(busy.kill)
-        loaded, same = digest(shared_site, "loaded", 7)
-    other, _ = digest(shared_site, "other", 8)
+        both = start(shared_site, "loaded", 7), start(shared_site, "other", 8)
+        (loaded, same), (other, _) = map(digest, both)
     assert len(policies) == 1
     assert policies == same
     assert idle == loaded

@@ -26,7 +26,7 @@ class Pair:
 
     def __init__(self, site, tap):
         self.site, self.tap = site, tap
-        self.trainer = site.trainer()
+        self.trainer = site.trainer({"checkpoint_interval": 1000})
         self.rover = site.rover(port=tap.port)
 
     def wait_for_updates(self, count, deadline_s=60):

@@ -154,8 +154,7 @@ def test_row_3_a_checkpoint_with_a_renamed_or_missing_tensor_is_refused_naming_t
         return {**weights, f"agent.{key}": value} if kind == "renamed" else weights
 
     folder = run.trainer.state_dir.parent / "checkpoints"
-    # number 0 is older than all, so that nobody resumes from it unasked
-    copy = altered_checkpoint(folder, "ppo_update_0", change)
+    copy = altered_checkpoint(folder, "ppo_update_999999", change)  # a number that is not pruned before it is used
     before = run.trainer.get()
     try:
         answer = run.trainer.ctl("checkpoint", "restore", copy.name)
