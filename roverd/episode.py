@@ -89,7 +89,7 @@ class Episode:
         policy_id: str,
     ) -> Step:
         """Return the record of a tick whose successor is known, and count it."""
-        previous = Moment(seen.state, seen.measures, applied.action, collided=seen.reading.collided)
+        previous = Moment(seen.state, seen.measures, applied.in_flight, collided=seen.reading.collided)
         current = Moment(
             following.state, following.measures, applied.action, collided=following.reading.collided, outcome=outcome
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,12 @@ def install_plugin(site: Site, group: str, name: str, source: str) -> None:
 
 
 def pip_install(site: Site, package: Path) -> None:
-    """Install a package as its user would, without a network."""
+    """Install a package as its user would, without a network; setuptools builds in a copy."""
     target = _target(site)
+    copy = site.folder / package.name
+    shutil.copytree(package, copy)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
-    words = [*pip, "--no-build-isolation", "--no-deps", "--target", str(target), str(package)]
+    words = [*pip, "--no-build-isolation", "--no-deps", "--target", str(target), str(copy)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 

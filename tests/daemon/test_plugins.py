@@ -94,7 +94,7 @@ def test_row_34_a_reward_where_spinning_wins_fails_its_lint_with_exit_1(trainer,
 
 
 def test_the_examples_reward_is_at_most_twelve_lines_of_its_own():
-    (module,) = EXAMPLE.glob("*.py")
+    (module,) = EXAMPLE.glob("*/*.py")
     tree = ast.parse(module.read_text())
     documents = {
         node.body[0].lineno
