@@ -32,9 +32,9 @@ def main(arguments=None):
     if not options.no_blind:
         blind = demo(options, output / "blind", "--seed", str(seeds[0]), "--blind", "--no-random", "--no-reactive")
         figures.append(median("demo.success_blind", [blind["final"]["success"]], "fraction"))
+    write(options.json, figures)  # already now: a failing test must not cost an hour of runs
     if not options.no_tests:
-        figures += measure_tests()
-    write(options.json, figures)
+        write(options.json, figures + measure_tests())
     return 0
 
 

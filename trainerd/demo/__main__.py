@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -74,7 +75,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace, evidence: Evidence) -> None:
     """Learn, then evaluate; both daemons are stopped when this returns or raises."""
     print(f"output   {options.output}", file=sys.stderr)
-    print(f"watch    tensorboard --logdir {options.output / 'runs'}", file=sys.stderr, flush=True)
+    tensorboard = os.path.relpath(Path(sys.executable).parent / "tensorboard")
+    print(f"watch    {tensorboard} --logdir {options.output / 'runs'}", file=sys.stderr, flush=True)
     pair = Pair(options.output, trainerd=trainer_words(options), roverd=rover_words(options))
     with pair, screen(options) as shown:
         learn(pair, evidence, shown)
