@@ -29,6 +29,10 @@ class Robot(Protocol):
         """The robot's declaration, constant for its lifetime."""
 
     @property
+    def is_simulated(self) -> bool:
+        """True for a robot whose clock is simulated: its readings are then stamped when they are taken."""
+
+    @property
     def safe_action(self) -> tuple[float, ...]:
         """The action that is commanded where nothing fresh is there: zero velocity for a base, hold for an arm."""
 

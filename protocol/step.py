@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-from protocol.errors import RoverError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -50,10 +44,6 @@ class Intervention(IntFlag):
     """A human had the wheel."""
     OBSERVATION_REPEATED = 512
     """The tick saw the same observation as the one before."""
-
-
-class StepError(RoverError):
-    """A record is not consistent with itself or with the robot's spec."""
 
 
 @dataclass(slots=True)
@@ -161,12 +151,3 @@ class EpisodeEnd:
 
 
 Record = Step | EpisodeEnd
-
-
-def check_vector(where: str, value: Mapping[str, float] | FloatArray, size: int) -> None:
-    """Raise StepError unless ``value`` has ``size`` finite elements."""
-    array = np.asarray(list(value.values()) if isinstance(value, dict) else value)
-    if array.shape != (size,):
-        raise StepError(f"{where}: {array.size} elements, expected {size}")
-    if not np.isfinite(array).all():
-        raise StepError(f"{where}: element {int(np.argmin(np.isfinite(array)))} is not finite")

@@ -11,6 +11,7 @@ from protocol.messages import Order
 from protocol.node.config import show
 from protocol.node.socket import Request, RequestError, Route
 from roverd import doctor
+from roverd.drive import LOCAL, MAX_EPISODES, MAX_SEED
 
 if TYPE_CHECKING:
     from protocol.node.config import Loaded
@@ -71,9 +72,10 @@ class Api:
         """Drive on after a stop, or let a scripted controller drive some episodes."""
         if controller := request.body.get("controller"):
             episodes, seed = request.body.get("episodes", 1), request.body.get("seed", 2_000_000)
-            if not all(isinstance(value, int) and value >= 0 for value in (episodes, seed)):
-                raise RequestError(400, f"episode start: episodes {episodes} and seed {seed} must be whole numbers")
-            order_id = f"local-{time.monotonic_ns()}"
+            for name, value, limit in (("episodes", episodes, MAX_EPISODES), ("seed", seed, MAX_SEED - 1)):
+                if type(value) is not int or not 0 <= value <= limit:
+                    raise RequestError(400, f"episode start: {name} {value} is not a whole number of 0 to {limit}")
+            order_id = f"{LOCAL}{time.monotonic_ns()}"
             self._parts.drive.ordered(Order(order_id, "evaluate", str(controller), episodes=episodes, seed=seed))
         self._parts.drive.hold(is_held=False)
         return {"mode": self._parts.drive.mode}
@@ -98,7 +100,8 @@ class Api:
     async def drive(self, request: Request) -> dict[str, Any]:
         """Take a human's action."""
         action, seconds = _human_action(self._parts, request)
-        self._parts.drive.human(action, seconds)
+        if not self._parts.drive.human(action, seconds):
+            raise RequestError(409, f"drive: the robot stands still ({self._parts.drive.mode}); see roverctl status")
         return {"action": list(action), "seconds": seconds}
 
     async def get_plugins(self, _: Request) -> dict[str, Any]:
@@ -171,6 +174,8 @@ def _causes(parts: Parts) -> list[str]:
         causes.append("policy: none is loaded, the robot stands still")
     if parts.drive.e_stop:
         causes.append(f"e-stop: {parts.drive.e_stop}; roverctl clear")
+    if parts.drive.is_task_disabled:
+        causes.append("task: the plugin failed too often and is disabled; see roverctl plugins, mend it and restart")
     if parts.outbox.overflow:
         causes.append(f"link: {parts.outbox.overflow} records were dropped while the trainer was away")
     causes += [
@@ -199,6 +204,10 @@ def _human_action(parts: Parts, request: Request) -> tuple[tuple[float, ...], fl
     if len(action) != size or not all(map(math.isfinite, action)):
         names = [f"{e.name} {e.unit}" for e in parts.robot.spec.action]
         raise RequestError(400, f"drive: action {wanted} is not {size} finite numbers ({', '.join(names)})")
+    for value, element in zip(action, parts.robot.spec.action, strict=True):
+        if not element.low <= value <= element.high:
+            text = f"drive: {element.name} {value:g} is not within {element.low:g} to {element.high:g} {element.unit}"
+            raise RequestError(400, text)
     if not 0 < seconds <= MAX_HUMAN_S:
         raise RequestError(400, f"drive: seconds {seconds} is not within 0 to {MAX_HUMAN_S:g}")
     return action, seconds

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from plugins.manager import PluginManager
 from plugins.rewards import DRIVE_WEIGHTS, GOAL_WEIGHTS
@@ -15,16 +18,24 @@ from protocol import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocol.errors import RoverError
 from protocol.images import CODECS
 from protocol.messages import Chunk, Hello, Message, Offer, Order, Ping
-from protocol.node.config import validate_table
+from protocol.moment import Outcome
+from protocol.node.config import ConfigError, validate_table
 from roverd.control.ring import RingWriter
 from roverd.control.safety import Limits
-from roverd.drive import Drive
+from roverd.drive import Drive, own_number
 from roverd.episode import Rewards
 from roverd.outbox import Outbox
 from roverd.policies import Policies, PolicyStore
 from roverd.processes import Child, PolicyChild
 from roverd.settings import Settings
 from roverd.uplink import Uplink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from plugins.contracts import Task
+    from plugins.guard import Guard
+    from protocol.spec import RobotSpec
 
 TASK_WEIGHTS = {"goal": GOAL_WEIGHTS, "drive": DRIVE_WEIGHTS}
 
@@ -61,10 +72,13 @@ class Parts:
 async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     """Load plugins, start the control process, and wire everything; raises RoverError on what does not fit."""
     plugins = PluginManager(groups=("robots", "tasks", "rewards", "controllers"))
+    _check_tables(settings, plugins)
     robot_plugin, task_plugin = plugins.robot(settings.robot), plugins.task(settings.task)
     robot_settings = _table(robot_plugin.settings, settings, settings.robot)
     robot = robot_plugin.create(robot_settings)
     task = task_plugin.create(_table(task_plugin.settings, settings, settings.task), robot.spec, settings.seed)
+    _check_clock(settings, robot.spec)
+    task, task_guards = _guard_task(task, plugins, settings)
     weights = dict(settings.reward.weights) or dict(TASK_WEIGHTS.get(settings.task, {}))
     if not weights:
         raise AssemblyError(f"reward.weights: task {settings.task} has no default; name terms and their weights")
@@ -78,7 +92,7 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     control = Child("control", "roverd.control.process", ring.fd, {**common, **_control_config(settings, robot)})
     await control.started()
     store = PolicyStore(settings.state_dir / "policies", robot.spec, task.spec)
-    noise_seed = {"seed": (settings.seed << 32) + boot & (1 << 63) - 1}
+    noise_seed = {"seed": (settings.seed << 32) + boot + own_number(settings) & (1 << 63) - 1}
     policies = Policies(store, control, lambda slot: PolicyChild(slot, ring.fd, {**common, **noise_seed}, control))
     outbox = Outbox(settings.link.outbox_records)
     drive = Drive(
@@ -92,6 +106,7 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         outbox=outbox,
         boot_id=boot_id,
         boot=boot,
+        task_guards=task_guards,
     )
     parts: Parts
 
@@ -120,6 +135,7 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
             "episodes": drive.counts["episodes"],
             "round_trip_ms": _or_none(uplink.round_trip_ms),
             "clock_skew_s": _or_none(uplink.clock_skew_s),
+            "overflow": outbox.overflow,
         }
         oldest = outbox.oldest if outbox.oldest is not None else drive.next_seq
         return Ping(time.monotonic_ns(), policies.driving_id, policies.counter, drive.order_id, status, oldest)
@@ -146,6 +162,51 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     return parts
 
 
+def _check_clock(settings: Settings, spec: RobotSpec) -> None:
+    """A clock must be the one that the robot declares, and leave the policy time; else nothing recorded is true."""
+    rate_hz = settings.control.rate_hz
+    if rate_hz == 0:
+        return
+    if rate_hz != spec.control_rate_hz:
+        raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} declares {spec.control_rate_hz:g}, or 0")
+    if spec.action_delay_ms <= 0:
+        raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} has no action delay: no time to decide")
+
+
+def _check_tables(settings: Settings, plugins: PluginManager) -> None:
+    known = [*plugins.names("robots"), *plugins.names("tasks")]
+    mistakes = []
+    for name in settings.plugins:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean plugins.{near[0]}?" if near else f"; there are {', '.join(known)}"
+            mistakes.append(f"plugins.{name}: no plugin of that name has options{hint}")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+class _GuardedTask:
+    """A task whose faults end the episode instead of the daemon; it is disabled when they repeat."""
+
+    def __init__(self, task: Task, guard: Callable[..., Guard[Any]]) -> None:
+        self.spec = task.spec
+        self.reset = guard(task.reset, None)
+        self.features = guard(task.features, np.zeros(len(task.spec.features), np.float32))
+        self.measure = guard(task.measure, {})
+        self.judge = guard(task.judge, Outcome(terminated=False, truncated=True, success=False, reason="task"))
+
+
+def _guard_task(task: Task, plugins: PluginManager, settings: Settings) -> tuple[Task, list[Guard[Any]]]:
+    guards: list[Guard[Any]] = []
+
+    def guard(function: Callable[..., Any], default: Any) -> Guard[Any]:
+        budget_ms = settings.reward.budget_ms
+        guards.append(plugins.guard("tasks", settings.task, function, default=default, budget_ms=budget_ms))
+        return guards[-1]
+
+    return _GuardedTask(task, guard), guards
+
+
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
@@ -160,9 +221,9 @@ def _wire(uplink: Uplink, drive: Drive, policies: Policies) -> None:
             drive.ordered(message)
 
     uplink.on_message = on_message
-    uplink.on_room = drive.wake
+    uplink.on_room = drive.poke
     policies.send = uplink.send
-    policies.on_change = drive.wake
+    policies.on_change = drive.poke
     drive.send = uplink.send
     drive.send_record = uplink.send_record
 

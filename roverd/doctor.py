@@ -91,8 +91,8 @@ def _images(  # the slow path is legal, so this only informs
 
 
 def _plugins(parts: Parts) -> dict[str, Any]:
-    bad = [f"{r['group']}.{r['name']}: {r['last_error']}" for r in parts.plugins.listing() if r["state"] != "ok"]
-    bad = [line for line in bad if not line.endswith(": ")]
+    listing = parts.plugins.listing()
+    bad = [f"{row['group']}.{row['name']}: {row['last_error']}" for row in listing if row["state"] != "ready"]
     return _check(
         "plugins", "; ".join(bad) or "all in order", "none failed or disabled", "roverctl plugins", ok=not bad
     )

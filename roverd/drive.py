@@ -10,11 +10,13 @@ import asyncio
 import hashlib
 import struct
 import time
+import zlib
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from protocol.bundle import write_atomic
 from protocol.framing import RecordEncoder, encode_record
 from protocol.images import JPEG, decode_rgb
 from protocol.messages import Message, Order, OrderUpdate
@@ -27,11 +29,12 @@ from roverd.episode import Episode, Observed, Plan, Rewards, observe
 from roverd.policies import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
     from plugins.contracts import Robot, Task
+    from plugins.guard import Guard
     from protocol.step import FloatArray, Record
     from roverd.control.ring import Views
     from roverd.episode import Encoded
@@ -45,6 +48,10 @@ TRAINING_ARENAS = 1_000_000
 """Training episodes use arenas 0 to this; evaluations name arenas above it."""
 RECENT = 16
 MAX_FAULTS = 3
+MAX_SEED = 1 << 62
+MAX_EPISODES = 1_000_000
+LOCAL = "local-"
+"""How the id of an order given on this robot begins."""
 RATE_WINDOW_S = 10.0
 
 
@@ -66,6 +73,7 @@ class Drive:
         outbox: Outbox,
         boot_id: str,
         boot: int,
+        task_guards: Sequence[Guard[Any]] = (),
     ) -> None:
         """Take everything; ``run`` starts the first episode."""
         self._settings, self._robot, self._task, self._rewards = settings, robot, task, rewards
@@ -92,15 +100,19 @@ class Drive:
         self._episodes = 0
         self._order_episodes = 0
         self._stop_reason = ""
+        self._task_guards = task_guards
         self._faults = 0
         self._paused_seen: bytes | None = None
         self._human_until_ns = 0
-        self._next_human: wire.Human | None = None
+        self._next_human: tuple[tuple[float, ...], float] | None = None
         self._was_human = False
         self._in_flight = robot.safe_action
         self._digest = hashlib.sha256()
         self.digest = ""
+        self._e_stop_file = settings.state_dir / "e_stop"
         self.e_stop = ""
+        if self._e_stop_file.is_file():
+            self.latch_e_stop(self._e_stop_file.read_text(errors="replace"))
         self.counts = {"ticks": 0, "decisions": 0, "episodes": 0, "successes": 0, "gaps": 0, "waits": 0}
         self._last_tick = 0
         self._marks: deque[tuple[float, int, int]] = deque(maxlen=64)
@@ -128,6 +140,11 @@ class Drive:
             self._fatal.set_exception(RuntimeError("the control process died; the robot is stopped"))
 
     @property
+    def is_alive(self) -> bool:
+        """False once driving has failed."""
+        return not self._fatal.done()
+
+    @property
     def next_seq(self) -> int:
         """The seq of the next record."""
         return self._seq
@@ -138,10 +155,17 @@ class Drive:
         return (self._next_order or self._order).order_id
 
     @property
+    def is_task_disabled(self) -> bool:
+        """True once the task plugin failed so often that no episode can be judged."""
+        return any(guard.is_disabled for guard in self._task_guards)
+
+    @property
     def mode(self) -> str:
         """What the present order says, or why nothing moves."""
         if self.e_stop:
             return "e_stop"
+        if self.is_task_disabled:
+            return "task_disabled"
         if self._held_by_person:
             return "held"
         return self._order.mode
@@ -160,11 +184,18 @@ class Drive:
 
     def ordered(self, order: Order) -> None:
         """Take an order of the trainer; it holds from the next episode on."""
-        if order.order_id == self.order_id:
+        if order.order_id == self.order_id or self._is_busy_locally():
+            return
+        if not 0 <= order.seed < MAX_SEED or not 0 <= order.episodes <= MAX_EPISODES:
+            self.send(OrderUpdate(order.order_id, "refused", 0, f"seed {order.seed}, episodes {order.episodes}"))
             return
         self._next_order = order
         self._stop_episode_if("idle" if order.mode == "idle" else "")
         self.wake()
+
+    def _is_busy_locally(self) -> bool:
+        """Say whether an order given on this robot still runs; the trainer repeats its own until it is followed."""
+        return self._order.order_id.startswith(LOCAL) and self._order.mode == "evaluate"
 
     def hold(self, *, is_held: bool) -> None:
         """Stop driving after ending the episode (a person's wish), or go on."""
@@ -175,6 +206,7 @@ class Drive:
     def latch_e_stop(self, reason: str) -> None:
         """Command the safe action until cleared; the running episode ends."""
         self.e_stop = reason or "requested"
+        write_atomic(self._e_stop_file, self.e_stop.encode())  # a restart does not release it
         self._control.send(bytes([wire.E_STOP]))
         self._stop_episode_if("e_stop")
         log.warning("e_stop.latched", reason=self.e_stop, hint="roverctl clear lets the robot drive again")
@@ -182,18 +214,25 @@ class Drive:
     def clear_e_stop(self) -> None:
         """Release the emergency stop."""
         self.e_stop = ""
+        self._e_stop_file.unlink(missing_ok=True)
         self._control.send(bytes([wire.CLEAR]))
         log.info("e_stop.cleared")
         self.wake()
 
-    def human(self, action: tuple[float, ...], seconds: float) -> None:
-        """Let a human's action drive for a time (on the robot's own clock); the policy goes on proposing."""
-        now_ns = self._current.reading.stamp_ns if self._current and self._lock_step else time.monotonic_ns()
-        human = wire.Human(now_ns + int(seconds * 1e9), action)
-        if self._lock_step:
-            self._next_human = human  # told together with the next observation, which then starts a decision
-        else:
-            self._control.send(self._layout.pack_human(human))
+    def human(self, action: tuple[float, ...], seconds: float) -> bool:
+        """Let a human's action drive for a time (on the robot's own clock); the policy goes on proposing.
+
+        Without a policy an episode begins for it; False where the robot must not move.
+        """
+        if self._episode is not None and not self._lock_step:
+            until_ns = time.monotonic_ns() + int(seconds * 1e9)
+            self._control.send(self._layout.pack_human(wire.Human(until_ns, action)))
+            return True
+        self._next_human = (action, seconds)  # told together with the next observation, which then starts a decision
+        self.wake()
+        if self._episode is None:
+            self._next_human = None
+        return self._episode is not None
 
     def _stop_episode_if(self, reason: str) -> None:
         if reason and self._episode is not None:
@@ -210,7 +249,7 @@ class Drive:
 
     def _must_wait(self) -> bool:
         """Return True while a simulator has to wait for the trainer: a real robot never does."""
-        if self._lock_step and self._outbox.is_full:
+        if self._lock_step and not self._outbox.has_room:
             self.counts["waits"] += 1
             return True
         return False
@@ -222,12 +261,12 @@ class Drive:
         if self._is_order_done():
             return
         self._policies.take_ready()  # also at rest: the trainer orders an evaluation once its policy drives
-        if self._order.mode == "idle" or self._held_by_person or self.e_stop:
+        if self._order.mode == "idle" or self._held_by_person or self.e_stop or self.is_task_disabled:
             return
         if self._order.mode == "evaluate" and not self._policies.is_settled:
             self._refuse_order_if_impossible()
             return
-        if self._policies.driving is None:
+        if self._policies.driving is None and self._next_human is None:
             return
         plan = self._plan()
         self._episodes += 1
@@ -247,7 +286,7 @@ class Drive:
         if self._order.mode == "evaluate":
             serial = self._order_episodes
             return Plan("evaluation", self._order.seed + serial, False, self._order.order_id, serial)
-        rng = np.random.default_rng([self._settings.seed, self._boot, self._episodes])
+        rng = np.random.default_rng([self._settings.seed, self._boot, self._episodes, own_number(self._settings)])
         return Plan("training", int(rng.integers(TRAINING_ARENAS)), True, self._order.order_id)
 
     def _adopt_order(self) -> None:
@@ -282,7 +321,21 @@ class Drive:
 
     # -- one tick ---------------------------------------------------------------------------------------------------
 
+    def poke(self) -> None:
+        """``wake``, for callbacks of other parts: what it raises ends this service instead of getting lost there."""
+        self._guarded(self.wake)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - a callback has no caller who could fail: run() raises it, by name
+            if not self._fatal.done():
+                self._fatal.set_exception(error)
+
     def _on_control(self, message: bytes) -> None:
+        self._guarded(lambda: self._hear(message))
+
+    def _hear(self, message: bytes) -> None:
         if message[0] != wire.APPLIED:
             return
         applied = self._layout.unpack_applied(message)
@@ -328,20 +381,23 @@ class Drive:
 
     def _fault(self, applied: wire.Applied) -> str:
         """In lock-step a policy that gives no proposal ends the episode: going on would not be deterministic."""
-        if self._lock_step and applied.policy_slot < 0 and not applied.has & wire.HAS_HUMAN and not self.e_stop:
-            return "fault"
-        return ""
+        if applied.policy_slot >= 0 or applied.has & wire.HAS_HUMAN or self.e_stop:
+            return ""
+        if self._policies.driving is None:  # teleoperation without a policy ends when the human lets go
+            return "stopped" if self._next_human is None else ""
+        return "fault" if self._lock_step else ""
 
     def _read(self, *, images: bool) -> Reading:
         reading = self._robot.read(images)
-        if not self._lock_step:
+        if not self._lock_step and self._robot.is_simulated:  # a device stamps its readings at capture
             reading.stamp_ns = time.monotonic_ns()
         return reading
 
     def _with_images(self, seen: Observed) -> Observed:
         if self._spec.cameras and not seen.encoded:
             reading = seen.reading
-            reading.images = self._robot.read(True).images
+            if not reading.images:
+                reading.images = self._robot.read(True).images
             seen.encoded = self._encoder.encode_images(reading.images)
         return seen
 
@@ -368,8 +424,9 @@ class Drive:
             )
         )
         if self._next_human is not None and not flags & wire.RESET:
-            self._human_until_ns = self._next_human.until_ns
-            self._control.send(self._layout.pack_human(self._next_human))
+            action, seconds = self._next_human
+            self._human_until_ns = reading.stamp_ns + int(seconds * 1e9)
+            self._control.send(self._layout.pack_human(wire.Human(self._human_until_ns, action)))
             self._next_human = None
         if self._must_wait():
             self._paused_seen = message
@@ -429,6 +486,11 @@ class Drive:
     def _next(self) -> int:
         seq, self._seq = self._seq, self._seq + 1
         return seq
+
+
+def own_number(settings: Settings) -> int:
+    """Return a number of this rover's name: two rovers with one seed drive through different arenas."""
+    return zlib.crc32(settings.rover_id.encode())
 
 
 def fill_slot(slot: Views, images: Mapping[str, npt.NDArray[np.generic]], encoded: Encoded) -> None:

@@ -16,11 +16,12 @@ from protocol.node.affinity import pin
 from protocol.node.config import ConfigError
 from protocol.node.log import configure, get_logger
 from protocol.node.require import check_ownership
-from protocol.node.services import ServiceFailedError, install_signal_stop, run_services
+from protocol.node.services import Service, ServiceFailedError, install_signal_stop, run_services
 from protocol.node.socket import ControlSocket
 from roverd import api
 from roverd.assemble import make_parts
 from roverd.options import parse
+from roverd.readiness import Readiness
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from roverd.settings import Settings
 
 log = get_logger()
+
+
+class StateError(RoverError):
+    """A file of the state folder is damaged."""
 
 
 async def serve(loaded: Loaded[Settings]) -> None:
@@ -42,10 +47,11 @@ async def serve(loaded: Loaded[Settings]) -> None:
     control_socket = ControlSocket(
         settings.control_socket, api.routes(parts, loaded), audit=settings.state_dir / "audit.jsonl"
     )
-    sdnotify.ready()
     log.info("daemon.started", rover_id=settings.rover_id, boot_id=parts.boot_id, trainer=settings.link.trainer)
+    readiness = Readiness(control_socket, parts.drive)
+    services: list[Service] = [parts.policies, parts.uplink, control_socket, parts.drive, readiness]
     try:
-        await run_services([parts.policies, parts.uplink, control_socket, parts.drive], stop)
+        await run_services(services, stop)
     finally:
         sdnotify.stopping()
         await parts.close()
@@ -54,7 +60,10 @@ async def serve(loaded: Loaded[Settings]) -> None:
 def next_boot(state_dir: Path) -> int:
     """Count this start in the state folder, so that no two starts repeat the same arenas and noise."""
     path = state_dir / "boots"
-    boot = int(path.read_text()) + 1 if path.is_file() else 0
+    try:
+        boot = int(path.read_text()) + 1 if path.is_file() else 0
+    except ValueError as error:
+        raise StateError(f"{path}: {error}; remove the file, and the count of starts begins anew") from error
     write_atomic(path, str(boot).encode())
     return boot
 
@@ -74,6 +83,10 @@ def main() -> None:
     configure("roverd", level=loaded.value.log_level)
     try:
         uvloop.run(serve(loaded))
+    except ConfigError as error:  # a plugin's own table
+        for mistake in error.mistakes:
+            print(f"roverd: {mistake}", file=sys.stderr)
+        sys.exit(2)
     except (ServiceFailedError, RoverError, OSError) as error:
         print(f"roverd: {error}", file=sys.stderr)
         sys.exit(1)

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+RESERVE = 8
+"""A tick may add a break, its step, an episode's end, and at a stop one more end."""
+
+
 class Outbox:
     """Hold records until they are acknowledged; at most ``capacity`` of them.
 
@@ -33,6 +37,11 @@ class Outbox:
     def is_full(self) -> bool:
         """True when the next record would push out the oldest."""
         return len(self._records) >= self._capacity
+
+    @property
+    def has_room(self) -> bool:
+        """True while a whole tick's records fit: who can wait asks this, and never overflows."""
+        return len(self._records) + RESERVE <= self._capacity
 
     @property
     def under_way(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from protocol.errors import RoverError
 from protocol.messages import MAX_CHUNK_BYTES, Chunk, ChunkRequest, Message, Offer, Verdict
 from protocol.node.log import get_logger
 from roverd.control import wire
+from roverd.processes import ProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,7 @@ CHUNK_TIMEOUT_S = 2.0
 MAX_BUNDLE_BYTES = 256 << 20
 KEEP = 8
 RELOAD_DELAY_S = 0.2
+MAX_CRASHES = 2
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ class Policies:
         self._override: Target | None = None
         self._counter = 0
         self._refused: dict[str, str] = {}
+        self._crashed_on: dict[str, int] = {}
+        self._notes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policies")
+        """One thread, so that notes of what drives are written in order."""
         self._changed = asyncio.Event()
         self._chunk: asyncio.Future[Chunk] | None = None
         self._previous = ""
@@ -204,9 +210,16 @@ class Policies:
         self.swaps += 1
         if self.driving_id:
             self.send(Verdict(self.driving_id, "driving"))
-            asyncio.get_running_loop().run_in_executor(None, self._store.set_current, self.driving_id, {self._previous})
+            self._notes.submit(self._note_current, self.driving_id, self._previous)
         log.info("policy.swapped", policy_id=self.slot_name(standby)[:12], swaps=self.swaps)
         return True
+
+    def _note_current(self, policy_id: str, previous: str) -> None:
+        try:
+            self._store.set_current(policy_id, {previous})
+        except OSError as error:
+            hint = "after a restart an older policy would drive; see the disk of state_dir"
+            log.error("policy.note_failed", policy_id=policy_id[:12], error=str(error), hint=hint)  # noqa: TRY400
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
@@ -248,8 +261,12 @@ class Policies:
         """Make the policy that drove before the standing choice; return its id."""
         if not self._previous or not self._store.has(self._previous):
             raise PolicyStoreError("no earlier policy is stored here")
-        self.want(self._previous)
-        return self._previous
+        left, back_to = self.driving_id, self._previous
+        if left and left != back_to:  # else the trainer's next offer of it would undo this
+            self._refused[left] = "rolled back on the robot; policy reload or a newer policy ends that"
+            self.send(Verdict(left, "rolled_back", self._refused[left]))
+        self.want(back_to)
+        return back_to
 
     # -- the work ---------------------------------------------------------------------------------------------------
 
@@ -269,6 +286,7 @@ class Policies:
             for child in self._children:
                 if child is not None:
                     await child.child.stop()
+            self._notes.shutdown()
 
     def _has_work(self) -> bool:
         target = self.target
@@ -314,6 +332,11 @@ class Policies:
             answer = await child.request(**request)
             if not answer["ok"]:
                 raise PolicyStoreError(answer["reason"])
+        except ProcessError as error:  # the process crashed, which may have had another cause than this policy
+            self._crashed_on[target.name] = self._crashed_on.get(target.name, 0) + 1
+            if self._crashed_on[target.name] >= MAX_CRASHES:
+                self._refuse(target, f"{error}, {MAX_CRASHES} times running")
+            return
         except StalledError:
             log.warning("policy.fetch_stalled", policy_id=target.name[:12], hint="the trainer does not answer")
             return
@@ -321,6 +344,7 @@ class Policies:
             self._refuse(target, str(error))
             return
         self._loaded[slot] = target
+        self._crashed_on.clear()
         self._counters[slot] = int(answer.get("counter", 0)) or self._counter
         seconds = time.monotonic() - start
         if target.kind == "policy":

@@ -134,6 +134,8 @@ class PolicyChild:
 
     async def request(self, **request: Any) -> dict[str, Any]:
         """Send a request and return the answer; raises ProcessError when the process dies or hangs."""
+        if not self.child.is_alive:
+            raise ProcessError(f"process {self.child.name}: it is not running")
         self._answer = asyncio.get_running_loop().create_future()
         self.child.send(msgpack.packb(request))
         done, _ = await asyncio.wait([self._answer], timeout=REQUEST_TIMEOUT_S)

@@ -73,7 +73,6 @@ class Uplink:
         self.clock_skew_s = float("nan")
         """The trainer's wall clock minus this one, as good as half a round trip."""
         self._repeats = RepeatLimiter()
-        self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] | None = None
         self._heard = 0.0
         self._retry_at = 0.0
@@ -87,10 +86,11 @@ class Uplink:
     async def run(self) -> None:
         """Connect, watch and reconnect until cancelled; says goodbye at the end."""
         loop = asyncio.get_running_loop()
+        context = zmq.Context()
         attempt = 0
         try:
             while True:
-                self._open(loop)
+                self._open(loop, context)
                 if await self._watch():
                     attempt = 0
                 self._close(loop)
@@ -102,7 +102,7 @@ class Uplink:
             if self._socket is not None:
                 self.send(Goodbye("stopped"))
             self._close(loop, linger_ms=200)
-            self._context.term()
+            context.term()
 
     def send_record(self, seq: int, frames: list[bytes]) -> None:
         """Keep a record until it is acknowledged, and send it when there is credit."""
@@ -120,8 +120,8 @@ class Uplink:
             return
         self._schedule_drain()
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
-        sock = self._context.socket(zmq.DEALER)
+    def _open(self, loop: asyncio.AbstractEventLoop, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        sock = context.socket(zmq.DEALER)
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a trainer that is not there
         sock.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)

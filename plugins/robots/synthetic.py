@@ -42,6 +42,8 @@ class SyntheticRobot:
     Everything follows from the arena seed and the actions.
     """
 
+    is_simulated = True
+
     def __init__(self, settings: SyntheticSettings) -> None:
         self.spec = _robot_spec(settings)
         self.safe_action = (0.0, 0.0)

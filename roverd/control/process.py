@@ -44,7 +44,7 @@ class Held:
 
 
 class Control:
-    """Run ticks until the link says STOP or closes."""
+    """Run ticks until roverd closes the link."""
 
     def __init__(self, link: socket.socket, ring_fd: int, config: dict[str, Any], actuator: Actuator) -> None:
         """Take the configuration of roverd (spec, rate_hz, limits, geometry)."""
@@ -90,7 +90,7 @@ class Control:
         self._dropped = 0
 
     def run(self) -> None:
-        """Serve until told to stop; always leaves the actuator at the safe action."""
+        """Serve until roverd is gone; always leaves the actuator at the safe action."""
         try:
             try:
                 self._link.send(bytes([wire.READY]))
@@ -144,6 +144,8 @@ class Control:
     def _begin_tick(self) -> wire.Seen:
         seen = self._seen
         assert seen is not None  # noqa: S101 - both callers check
+        if not self._seen_is_new:  # the same observation again begins nothing again
+            seen = self._seen = seen._replace(flags=seen.flags & ~(wire.RESET | wire.DECIDE))
         self._seen_is_new = False
         self._tick += 1
         if seen.flags & wire.RESET:
@@ -196,7 +198,7 @@ class Control:
                 continue
             proposal = self._read_proposal(self._active)
             if proposal is not None and proposal.tick == self._tick:
-                return proposal
+                return None if proposal.flags & wire.NOTHING else proposal
         return None
 
     def _read_proposal(self, slot: int) -> wire.Proposal | None:
@@ -357,6 +359,8 @@ class Control:
                 self._human = self._layout.unpack_human(message)
             case wire.E_STOP:
                 self._e_stop = True
+                self._held = None
+                self._actuator.write(self._limits.safe_action)  # now, not at the next tick
             case wire.CLEAR:
                 self._e_stop = False
             case wire.ACTIVE:
@@ -366,8 +370,6 @@ class Control:
             case wire.ATTACH:
                 self._lose_policy(message[1])
                 self._policies[message[1]] = socket.socket(fileno=fds[0])
-            case wire.STOP:
-                self._running = False
 
     def _see(self, seen: wire.Seen) -> None:
         is_idle = bool(seen.flags & wire.IDLE)

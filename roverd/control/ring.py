@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from protocol.spec import Camera
 
 SLOTS = 8
-"""Enough for 2 periods at 30 frames/s and three spare (facts: slots >= ceil(2 T x rate) + 3)."""
+"""Enough for the frames of two periods at 30 frames/s, and three to spare."""
 ALIGNMENT = 64
 F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; Python has no constant for it
 

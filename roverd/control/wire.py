@@ -8,7 +8,7 @@ vectors are float32 in the units of the RobotSpec.
     control --TICK-->    policy    decide now: the observation and the action in flight
     policy  --PROPOSAL-> control   an action, valid for the ticks it names
     control --APPLIED--> roverd    what was really applied, and why
-    roverd  --HUMAN, E_STOP, CLEAR, ACTIVE, ATTACH, STOP--> control
+    roverd  --HUMAN, E_STOP, CLEAR, ACTIVE, ATTACH--> control
 
 A policy process drains to the newest TICK. Start-up: the first message each child gets is a msgpack map (its
 configuration); it answers with the single byte READY once it can serve.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-SEEN, TICK, PROPOSAL, APPLIED, HUMAN, E_STOP, CLEAR, ACTIVE, ATTACH, STOP, READY = range(1, 12)
+SEEN, TICK, PROPOSAL, APPLIED, HUMAN, E_STOP, CLEAR, ACTIVE, ATTACH, READY = range(1, 11)
 MAX_MESSAGE_BYTES = 65536
 
 RESET = 1
@@ -37,6 +37,9 @@ IDLE = 16
 HAS_POLICY = 1
 HAS_HUMAN = 2
 HAS_BEHAVIOUR = 4
+
+NOTHING = 128
+"""A proposal that says: no action for this tick."""
 
 Floats = tuple[float, ...]
 

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from pathlib import Path
@@ -39,7 +40,6 @@ class PolicyProcess:
         self._robot = RobotSpec.from_map(config["robot"])
         self._task = TaskSpec.from_map(config["task"])
         self._seed = int(config["seed"])
-        self._plugins = [str(name) for name in config.get("plugins", [])]
         self._layout = wire.Layout(len(self._robot.action), len(self._robot.state) + len(self._task.features))
         self._link, self._control = link, control
         self._ring = RingReader(ring_fd, self._robot.cameras)
@@ -62,19 +62,22 @@ class PolicyProcess:
         message = self._newest_tick()
         if message is None:
             return False
-        if self._runner is None:
-            return True
-        tick = self._layout.unpack_tick(message)
         try:
-            proposal = self._runner.propose(tick, self._ring.slots[tick.slot])
-        except (ValueError, ArithmeticError) as error:  # a non-finite input or a controller's mistake: no proposal
-            print(f"policy: tick {tick.tick}: {error}", file=sys.stderr)
-            return True
-        try:
-            self._control.send(self._layout.pack_proposal(proposal))
+            self._control.send(self._propose(self._layout.unpack_tick(message)))
         except OSError:
             return False
         return True
+
+    def _propose(self, tick: wire.Tick) -> bytes:
+        """Return a PROPOSAL message; one of nothing, so that control need not wait, where there is no action."""
+        if self._runner is not None:
+            try:
+                return self._layout.pack_proposal(self._runner.propose(tick, self._ring.slots[tick.slot]))
+            except (ValueError, ArithmeticError, struct.error) as error:  # a non-finite input, a controller's mistake
+                print(f"policy: tick {tick.tick}: {error}", file=sys.stderr)
+        zero = (0.0,) * self._layout.actions
+        nothing = wire.Proposal(wire.NOTHING, tick.tick, tick.decision, 1, 0, 0, 0.0, zero, zero, zero, zero)
+        return self._layout.pack_proposal(nothing)
 
     def _newest_tick(self) -> bytes | None:
         newest = b""

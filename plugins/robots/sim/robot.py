@@ -33,6 +33,8 @@ class SimRobot:
     is the simulated clock since the robot was made. Reading twice on one tick gives the same values.
     """
 
+    is_simulated = True
+
     def __init__(self, settings: SimSettings) -> None:
         """Compile the physics; the first images of a fresh installation also compile the ray-caster."""
         self.spec = robot_spec(settings)
