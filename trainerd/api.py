@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from protocol.node.config import Loaded
-    from trainerd.main import Daemon
+    from trainerd.assemble import Daemon
     from trainerd.release.registry import Entry
     from trainerd.settings import Settings
 
@@ -31,6 +31,8 @@ MAX_EPISODES = 100_000
 LINT_EPISODES = 20
 DEFAULT_SEED = 1_000_000
 """Arenas from here on are for reporting: no training episode uses them."""
+LINT_SEED = 2_000_000
+"""Arenas from here on are for choices, such as that of a reward: no reported figure uses them."""
 
 
 class Api:
@@ -119,6 +121,7 @@ class Api:
                 **asdict(tally),
                 "malformed": sum(daemon.link.malformed.values()),
                 "waiting": sum(len(rover.lane.waiting) for rover in fleet.rovers.values()),
+                "overflow": fleet.overflow,
             },
             "malformed": dict(daemon.link.malformed),
             "quarantined": collection.faults(),
@@ -153,7 +156,7 @@ class Api:
         """List the checkpoints, newest first."""
         folder = self._loaded.value.checkpoint_dir
         rows = [
-            {"name": path.name, "update": int(path.name.rpartition("_")[2]), "time_s": path.stat().st_mtime}
+            {"name": path.name, "update": checkpoint.update_of(path), "time_s": path.stat().st_mtime}
             for path in reversed(checkpoint.found(folder))
         ]
         return {"checkpoints": rows, "folder": str(folder)}
@@ -243,7 +246,7 @@ class Api:
     async def begin_lint(self, request: Request) -> dict[str, Any]:
         """Let a rover drive the scripted controllers that the task ranks, each in the same arenas."""
         episodes = _whole(request, "episodes", LINT_EPISODES, 1, MAX_EPISODES)
-        seed = _whole(request, "seed", DEFAULT_SEED, 0, 2**62)
+        seed = _whole(request, "seed", LINT_SEED, 0, 2**62)
         rover_id = _text(request, "rover", "")
         specs = self._daemon.fleet.specs
         if specs is None:
@@ -267,8 +270,8 @@ class Api:
 
     def _lint(self, lint_id: str) -> dict[str, Any]:
         parts = [self._evaluation(each) for each in self._lints[lint_id]]
-        done = sum(len(part.ends) for part in parts)
-        facts = {"id": lint_id, "episodes_done": done, "episodes": sum(part.order.episodes for part in parts)}
+        ended = sum(len(part.ends) for part in parts)
+        facts = {"id": lint_id, "episodes_done": ended, "episodes": sum(part.order.episodes for part in parts)}
         failed = [part.reason for part in parts if part.stage == "failed"]
         if failed:
             return {**facts, "stage": "failed", "reason": failed[0], "pairs": []}

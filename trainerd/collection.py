@@ -12,10 +12,10 @@ import numpy.typing as npt
 from protocol.node.log import get_logger
 from protocol.step import EpisodeEnd, Step
 from trainerd.evaluate import summarise
-from trainerd.learning.assembler import FATES, Assembler
+from trainerd.learning.assembler import FATES, OPEN_FATES, Assembler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from protocol.step import Record
     from trainerd.cockpit.metrics import Metrics
@@ -31,6 +31,12 @@ HISTORY_DECISIONS = 5000
 """Decisions between two entries of the success history."""
 RATE_S = 10.0
 ALARM_EVERY = 64
+OPEN, RESTING, CLOSED = "open", "resting", "closed"
+"""How training records are taken in.
+
+Open: they wait for a free rollout. Resting (training is paused): they wait as well, but not in front of an evaluation.
+Closed: nothing learns from them, so they are counted as unused.
+"""
 GOLDEN_ROWS = 8
 
 
@@ -65,7 +71,9 @@ class Collection:
     def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin without rollouts: every record is told to wait until ``begin``."""
         self.assembler: Assembler | None = None
-        self.steps = 0
+        self.intake = OPEN
+        """One of open, resting and closed."""
+        self.steps = Rate()
         self.decisions = Rate()
         self.success_history: list[dict[str, float]] = []
         self._metrics = metrics
@@ -94,15 +102,38 @@ class Collection:
 
     def consume(self, record: Record) -> bool:
         """Take a record; False while there is no room for it."""
-        if self.assembler is None or not self.assembler.add(record):
+        if self.assembler is None:
+            return False
+        if self.intake == CLOSED and record.purpose == "training":
+            self.assembler.skip(record)
+        elif not self.assembler.add(record):
             return False
         while self._on_filled is not None and (rollout := self.assembler.take_filled()) is not None:
             self._on_filled(rollout)
-        if isinstance(record, Step):
-            self._count(record)
-        else:
-            self._end(record)
+        self._note(record)
         return True
+
+    def pass_over(self, record: Record) -> bool:
+        """Count a record without room as unused, for an evaluation behind it; False where room will come by itself."""
+        if self.assembler is None or self.intake != RESTING:
+            return False
+        self.assembler.skip(record)
+        self._note(record)
+        return True
+
+    def settle(self, steps: Mapping[str, int], fate: str) -> None:
+        """Say what became of the steps of a filled rollout."""
+        if self.assembler is not None:
+            self.assembler.settle(steps, fate)
+
+    def discard(self) -> None:
+        """Give up what was collected for a rollout that nobody will learn from."""
+        if self.assembler is not None:
+            self.assembler.discard()
+
+    def set_intake(self, intake: str) -> None:
+        """Take training records in as said from now on."""
+        self.intake = intake
 
     def close(self, rover_id: str, boot_id: str) -> None:
         """Forget a boot that sends nothing more."""
@@ -126,8 +157,15 @@ class Collection:
 
     def counters(self) -> dict[str, int]:
         """Say what became of every step; the counters behind ``received`` add up to it."""
-        counters = self.assembler.counters if self.assembler is not None else dict.fromkeys((*FATES, "pending"), 0)
-        return {"received": self.steps, **counters}
+        counters = self.assembler.counters if self.assembler is not None else dict.fromkeys((*FATES, *OPEN_FATES), 0)
+        return {"received": self.steps.total, **counters}
+
+    def write_rates(self, round_trips_ms: list[float], step: int) -> None:
+        """Put the rates of the link beside the curves."""
+        values = {"link/steps_per_second": self.steps.per_second(self._clock())}
+        if round_trips_ms:
+            values["link/round_trip_ms"] = max(round_trips_ms)
+        self._metrics.system(values, step=step)
 
     def faults(self) -> dict[str, int]:
         """Say what was not finite in the steps that were quarantined."""
@@ -138,8 +176,14 @@ class Collection:
         count = len(self._recent)
         return {"rate": sum(self._recent) / count if count else None, "n": count}
 
+    def _note(self, record: Record) -> None:
+        if isinstance(record, Step):
+            self._count(record)
+        else:
+            self._end(record)
+
     def _count(self, step: Step) -> None:
-        self.steps += 1
+        self.steps.count(self._clock())
         if step.purpose == "training" and step.decides:
             self.decisions.count(self._clock())
             if self.decisions.total >= self._history_due and self._recent:

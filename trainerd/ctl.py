@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 POLL_S = 0.5
 SHORT = 12
+ALWAYS_SHOWN = frozenset({"received", "trained", "lost"})
+"""Counters of steps that are worth a look also when they are 0."""
 
 
 class EvaluationFailedError(RoverError):
@@ -131,12 +133,16 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", default="latest", help="latest, a policy's id, or a controller: random, reactive")
     parser.add_argument("--no-wait", action="store_true", help="do not wait for the result")
-    _batch_arguments(parser, 400)
+    _batch_arguments(parser, episodes=400, seed=1_000_000)
 
 
-def _batch_arguments(parser: argparse.ArgumentParser, episodes: int = 20) -> None:
+def _lint_arguments(parser: argparse.ArgumentParser) -> None:
+    _batch_arguments(parser, episodes=20, seed=2_000_000)
+
+
+def _batch_arguments(parser: argparse.ArgumentParser, *, episodes: int, seed: int) -> None:
     parser.add_argument("--episodes", type=int, default=episodes, metavar="N", help=f"episodes (default {episodes})")
-    parser.add_argument("--seed", type=int, default=1_000_000, metavar="N", help="first arena (default 1000000)")
+    parser.add_argument("--seed", type=int, default=seed, metavar="N", help=f"first arena (default {seed})")
     parser.add_argument("--rover", default="", metavar="NAME", help="the rover (default: the one with least to do)")
 
 
@@ -152,7 +158,7 @@ def _render_status(payload: dict[str, Any]) -> str:
         "rovers": payload["rovers"],
         "updates": payload["updates"],
         "decisions": f"{payload['decisions']}{budget}, {payload['decisions_per_second']:.1f} a second",
-        "steps": ", ".join(f"{name} {count}" for name, count in steps.items()),
+        "steps": ", ".join(f"{name} {count}" for name, count in steps.items() if count or name in ALWAYS_SHOWN),
         "success": "-" if rate is None else f"{100 * rate:.1f} % of {payload['success']['n']} episodes",
         "policy": f"{(policy['wanted'] or '-')[:SHORT]}, counter {policy['wanted_counter']}",
         "exports": f"{policy['exports']}, {policy['export_failed']} failed",
@@ -270,7 +276,7 @@ COMMANDS: Sequence[Command] = (
         ("reward", "lint"),
         "check that the reward ranks scripted driving as the task declares",
         _lint,
-        _batch_arguments,
+        _lint_arguments,
         _render_lint,
     ),
     Command(
@@ -284,7 +290,7 @@ COMMANDS: Sequence[Command] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run trainerctl; the exit status tells: 0 done, 1 refused, failed or degraded, 2 wrong usage."""
+    """Run trainerctl; the exit status tells: 0 well, 1 refused, failed or degraded, 2 wrong usage."""
     words = "Ask and command a running trainerd."
     return run_command_line("trainerctl", words, COMMANDS, default_socket=default_socket(), arguments=arguments)
 

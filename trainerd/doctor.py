@@ -14,7 +14,7 @@ from protocol.spec import RobotSpec, SpecError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from trainerd.main import Daemon
+    from trainerd.assemble import Daemon
 
 Check = dict[str, Any]
 

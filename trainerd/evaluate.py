@@ -20,6 +20,8 @@ QUEUED, RUNNING, FINISHED, FAILED = "queued", "running", "finished", "failed"
 STALL_S = 120.0
 """An evaluation fails when no episode of it ends for so long."""
 KEEP = 200
+COUNTED = frozenset({"terminated", "truncated"})
+"""Ends that the task itself decided."""
 
 
 @dataclass
@@ -102,9 +104,12 @@ class Evaluations:
             evaluation.stage = RUNNING
 
     def collect(self, end: EpisodeEnd, now_s: float) -> None:
-        """Take in an episode; one that was driven twice (after a restart) counts once."""
+        """Take in an episode; one that was driven twice (after a restart) counts once.
+
+        One that was stopped or ended by a fault shows nothing of the policy: the rover drives its arena again.
+        """
         evaluation = self._all.get(end.order_id) if end.order_id else None
-        if evaluation is None or evaluation.is_over or not end.ends_episode:
+        if evaluation is None or evaluation.is_over or end.reason not in COUNTED:
             return
         evaluation.stage, evaluation.progress_s = RUNNING, now_s
         evaluation.ends[end.episode_serial] = end

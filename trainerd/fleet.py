@@ -16,7 +16,7 @@ from protocol.node.log import get_logger
 from protocol.spec import SpecError
 from trainerd.evaluate import FAILED, Evaluation, Evaluations
 from trainerd.lane import Lane, Tally
-from trainerd.rover import Rover, Waiting, plain, refusal_of_text
+from trainerd.rover import Rover, Waiting, plain, refusal_of_text, whole
 from trainerd.run import parse_specs
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Fleet:
         self.leftover: list[Rover] = []
         """Rovers as they were before they started again, whose last records still wait."""
         self.update_to_driving_s: list[float] = []
+        """For each update the time until its policy drove, or a newer one did because it had been overtaken."""
         self.refused_hellos: Counter[str] = Counter()
         self.last_refusal = ""
         self._run_file = run_file
@@ -73,7 +74,11 @@ class Fleet:
         self._on_specs = on_specs
         self._alone_s: float | None = None
         self._offers: dict[str, Offer] = {}
-        self._finished: dict[str, float] = {}
+        self._finished: list[tuple[int, float]] = []
+        """Policy counter and end of the updates that no rover drives yet, nor anything newer."""
+        self._counters: dict[str, int] = {}
+        """Policy counters of what was offered."""
+        self._gone_overflow = 0
         self._by_identity: dict[bytes, str] = {}
 
     @property
@@ -98,7 +103,7 @@ class Fleet:
             return None
         rover = self._admit(identity, hello, now_s)
         version = min(hello.newest_version, PROTOCOL_VERSION)
-        received = rover.lane.done.to_list(256)
+        received = rover.lane.received.to_list(256)
         run_id, credit = self._run_file.run.run_id, self._settings.credit
         self.outbox.append((identity, Welcome(version, "trainerd", run_id, credit, hello.boot_id, received)))
         self._state(rover, hello.policy_id, hello.policy_counter, hello.order_id)
@@ -109,9 +114,9 @@ class Fleet:
         """Take in what a rover states of itself, and converge it."""
         rover.status = plain(ping.status)
         rover.oldest_unacked = max(rover.oldest_unacked, ping.oldest_unacked)
+        rover.overflow = max(rover.overflow, whole(ping.status.get("overflow")))
         self._state(rover, ping.policy_id, ping.policy_counter, ping.order_id)
-        if self._finished.get(ping.policy_id):
-            self._drives(rover, ping.policy_id, now_s)
+        self._drives(rover, ping.policy_id, now_s)
         self.converge(rover, now_s)
 
     def verdict(self, rover: Rover, verdict: Verdict, now_s: float) -> None:
@@ -136,17 +141,32 @@ class Fleet:
         self.evaluations.update(update, now_s)
         self.converge(rover, now_s)
 
-    def want(self, offer: Offer, finished_s: float | None) -> None:
-        """Want a policy on every rover; ``finished_s`` says when the update that made it was finished."""
+    def expect(self, counter: int, finished_s: float) -> None:
+        """Expect the policy of an update, which was finished at ``finished_s``, to drive some time."""
+        self._finished.append((counter, finished_s))
+
+    def want(self, offer: Offer, *, is_chosen: bool) -> None:
+        """Want a policy on every rover; where somebody chose it, newer ones are expected no more."""
         self.wanted = offer
-        self._finished = {offer.policy_id: finished_s} if finished_s is not None else {}
-        for rover in self.rovers.values():
-            if finished_s is None:
+        self._counters[offer.policy_id] = offer.counter
+        if is_chosen:
+            self._finished = [each for each in self._finished if each[0] <= offer.counter]
+            for rover in self.rovers.values():
                 rover.refused.pop(offer.policy_id, None)
 
     def know(self, offer: Offer) -> None:
         """Keep an offer for an evaluation."""
         self._offers[offer.policy_id] = offer
+        self._counters[offer.policy_id] = offer.counter
+
+    @property
+    def overflow(self) -> int:
+        """Records that rovers dropped because they were apart from the trainer for too long; it never falls."""
+        return self._gone_overflow + sum(rover.overflow for rover in self.rovers.values())
+
+    def round_trips_ms(self) -> list[float]:
+        """Return the newest round trip of each connected rover."""
+        return [r.round_trip_ms for r in self.rovers.values() if r.connected and r.round_trip_ms is not None]
 
     def set_mode(self, mode: str, now_s: float) -> None:
         """Let rovers ``train`` or be ``idle`` while they have no evaluation."""
@@ -219,6 +239,8 @@ class Fleet:
             is_driving = rover.order_id not in {"", "idle"} or self.order_for(rover).order_id != "idle"
             if is_driving and silent_s > quiet_s and not rover.lane.waiting:
                 causes.append(f"{rover.rover_id}: no step in {silent_s:.0f} s although it is ordered to drive")
+            if rover.overflow:
+                causes.append(f"{rover.rover_id}: it dropped {rover.overflow} records while the trainer was away")
             wanted = self.offer_for(rover)
             if wanted is not None and wanted.policy_id in rover.refused:
                 reason = rover.refused[wanted.policy_id]
@@ -294,6 +316,10 @@ class Fleet:
         if known is not None:
             rover.refused, rover.verdicts, rover.steps = known.refused, known.verdicts, known.steps
             rover.malformed, rover.round_trip_ms = known.malformed, known.round_trip_ms
+            if known.boot_id == hello.boot_id:
+                rover.overflow = known.overflow
+            else:
+                self._gone_overflow += known.overflow
         rover.heard_s = rover.stepped_s = now_s
         rover.oldest_unacked = hello.oldest_unacked
         rover.settings = plain(hello.settings)
@@ -309,12 +335,16 @@ class Fleet:
         rover.policy_id, rover.policy_counter, rover.order_id = policy_id, counter, order_id
 
     def _drives(self, rover: Rover, policy_id: str, now_s: float) -> None:
-        finished_s = self._finished.pop(policy_id, None)
-        if finished_s is not None:
-            self.update_to_driving_s.append(now_s - finished_s)
-            log.info(
-                "policy.drives", rover_id=rover.rover_id, policy_id=policy_id, seconds=round(now_s - finished_s, 3)
-            )
+        """Note the age of an update when its policy drives first, and that of those which it overtook."""
+        counter = self._counters.get(policy_id, -1)
+        driven = [each for each in self._finished if each[0] <= counter]
+        if not driven:
+            return
+        self._finished = [each for each in self._finished if each[0] > counter]
+        self._counters = {policy: known for policy, known in self._counters.items() if known >= counter}
+        self.update_to_driving_s += [now_s - finished_s for _, finished_s in driven]
+        seconds = round(now_s - driven[-1][1], 3)
+        log.info("policy.drives", rover_id=rover.rover_id, policy_id=policy_id, seconds=seconds)
 
 
 def _due(

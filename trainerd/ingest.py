@@ -58,6 +58,9 @@ class Consumer(Protocol):
     def consume(self, record: Record) -> bool:
         """Take a record; False: busy, offer it again."""
 
+    def pass_over(self, record: Record) -> bool:
+        """Count a record that was not taken, so that what is behind it gets through; False: it must wait."""
+
     def close(self, rover_id: str, boot_id: str) -> None:
         """Hear that a boot sends nothing more."""
 
@@ -277,7 +280,7 @@ class Link:
         while (raw := lane.head()) is not None:
             record = raw if not isinstance(raw, tuple) else self._decode(rover, *raw)
             if record is not None:
-                if not self._consumer.consume(record):
+                if not self._hand_over(rover, record):
                     lane.waiting[lane.next_seq] = record  # decoded once, offered again
                     self._is_pressed = True
                     return
@@ -285,6 +288,12 @@ class Link:
                     self._fleet.evaluations.collect(record, now_s)
                     self._fleet.converge(rover, now_s)
             lane.take()
+
+    def _hand_over(self, rover: Rover, record: Record) -> bool:
+        """Let the consumer take a record, or pass over it where an evaluation's records come behind it."""
+        if self._consumer.consume(record):
+            return True
+        return self._fleet.evaluations.current(rover.rover_id) is not None and self._consumer.pass_over(record)
 
     def _decode(self, rover: Rover, header: dict[str, object], frames: list[bytes]) -> Record | None:
         """Return the record, or None, counted, where it is malformed; it is then acknowledged and dropped."""
@@ -303,7 +312,7 @@ class Link:
 
     def _acknowledge(self, rover: Rover, now_s: float) -> None:
         rover.lane.unacked, rover.acked_s = 0, now_s
-        ranges = rover.lane.done.to_list(64)
+        ranges = rover.lane.received.to_list(64)
         self._tell(rover, messages.Ack(rover.boot_id, ranges, self._settings.credit))
 
     def _keep_time(self, now_s: float) -> None:

@@ -67,15 +67,15 @@ class Tally:
 class Lane(Generic[T]):
     """The receiving side of one boot of one rover; ``T`` is a record that waits, undecoded.
 
-    A record is offered, becomes the head when all before it are done, and is acknowledged once it is taken.
+    A record is offered, becomes the head when all before it were taken or given up, and is acknowledged once taken.
     """
 
     next_seq: int
-    """Everything below is done with."""
+    """Everything below was taken or given up."""
     capacity: int
     tally: Tally = field(default_factory=Tally)
     """Shared by the lanes that are counted together."""
-    done: Ranges = field(default_factory=Ranges)
+    received: Ranges = field(default_factory=Ranges)
     waiting: dict[int, T] = field(default_factory=dict)
     unacked: int = 0
     """Records taken or repeated since the last acknowledgement."""
@@ -83,17 +83,17 @@ class Lane(Generic[T]):
 
     @classmethod
     def begin(cls, floor: int, capacity: int, tally: Tally) -> Lane[T]:
-        """Begin with everything below ``floor`` done, as a rover says at its first hello."""
+        """Begin with everything below ``floor`` received, as a rover says at its first hello."""
         return cls(floor, capacity, tally, Ranges(floor))
 
     def offer(self, seq: int, record: T) -> bool:
         """Keep a record for its turn; False where there is nothing more to do with it."""
-        if seq in self.done or seq in self.waiting:
+        if seq in self.received or seq in self.waiting:
             self.tally.duplicates += 1
-            self.unacked += seq in self.done
+            self.unacked += seq in self.received
             return False
         if seq < self.next_seq:  # its place was given up
-            self.done.add(seq)
+            self.received.add(seq)
             self.tally.late += 1
             self.unacked += 1
             return False
@@ -109,9 +109,9 @@ class Lane(Generic[T]):
         return self.waiting.get(self.next_seq)
 
     def take(self) -> None:
-        """Be done with the head."""
+        """Take the head away."""
         del self.waiting[self.next_seq]
-        self.done.add(self.next_seq)
+        self.received.add(self.next_seq)
         self.next_seq += 1
         self.unacked += 1
         self.gap_since_s = None

@@ -1,4 +1,4 @@
-"""Named sets of settings: ``default`` has the first document's values, ``demo`` those that learn in minutes."""
+"""Named sets of settings: ``default`` has the classic values of PPO, ``demo`` those that learn in minutes."""
 
 from __future__ import annotations
 

@@ -43,6 +43,8 @@ class Rover:
     """Policies that the rover refused, with its reason."""
     verdicts: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=VERDICTS_KEPT))
     malformed: int = 0
+    overflow: int = 0
+    """Records of this boot that the rover dropped unsent because its outbox was full."""
     round_trip_ms: float | None = None
     acked_s: float = 0.0
     oldest_unacked: int = 0
@@ -64,6 +66,7 @@ class Rover:
             "waiting": len(self.lane.waiting),
             "next_seq": self.lane.next_seq,
             "malformed": self.malformed,
+            "overflow": self.overflow,
             "round_trip_ms": self.round_trip_ms,
             "policy_id": self.policy_id,
             "policy_counter": self.policy_counter,
@@ -94,6 +97,11 @@ def refusal_of_text(hello: Hello) -> Refuse | None:
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     """Reduce what a rover sent to what JSON can say: text, finite numbers, lists and maps, not deep, not long."""
     return {str(key)[:80]: _plain(value, 3) for key, value in list(values.items())[:100]}
+
+
+def whole(value: Any) -> int:
+    """Return a count that a rover stated, or 0 where it is none."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def _plain(value: Any, depth: int) -> Any:

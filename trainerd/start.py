@@ -13,8 +13,6 @@ from trainerd.learning import checkpoint
 from trainerd.run import RunFile, parse_specs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from protocol.node.socket import ControlSocket
     from trainerd.settings import Settings
     from trainerd.training import Training
@@ -42,7 +40,9 @@ def open_run(settings: Settings) -> RunFile:
         if settings.train.fresh:
             path.unlink(missing_ok=True)
             (settings.state_dir / "deployed.json").unlink(missing_ok=True)
-            _set_aside(settings.checkpoint_dir)
+            aside = checkpoint.set_aside(settings.checkpoint_dir)
+            if aside is not None:
+                log.info("checkpoints.set_aside", folder=str(aside), count=len(checkpoint.found(aside)))
     except OSError as error:
         raise FolderError(f"{error.filename}: {error.strerror}; choose another --state-dir or folder") from error
     run_file = RunFile(path)
@@ -52,16 +52,6 @@ def open_run(settings: Settings) -> RunFile:
             run_file.fix(*parse_specs(newest.facts["robot"], newest.facts["task"]))
             log.info("run.recovered", run_id=run_file.run.run_id, checkpoint=newest.path.name)
     return run_file
-
-
-def _set_aside(folder: Path) -> None:
-    found = checkpoint.found(folder)
-    if found:
-        aside = folder / f"before-{time.strftime('%Y%m%dT%H%M%S')}"
-        aside.mkdir()
-        for path in found:
-            path.rename(aside / path.name)
-        log.info("checkpoints.set_aside", folder=str(aside), count=len(found))
 
 
 class Readiness:

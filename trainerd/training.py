@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ import torch
 
 from protocol.errors import RoverError
 from protocol.node.log import get_logger
-from trainerd.collection import golden_rows
+from trainerd.collection import CLOSED, OPEN, RESTING, golden_rows
 from trainerd.learning import checkpoint
 from trainerd.learning.learner import Learner
 from trainerd.learning.rollout import Rollouts
@@ -24,7 +23,7 @@ from trainerd.release.export import Exporter
 from trainerd.release.pipeline import Draft, Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -45,6 +44,8 @@ log = get_logger()
 TRAINING, PAUSED, STOPPED, FINISHED = "training", "paused", "stopped", "finished"
 STANDING_MODE = {TRAINING: "train", PAUSED: "idle", STOPPED: "idle", FINISHED: "idle"}
 """What rovers do meanwhile."""
+INTAKE = {TRAINING: OPEN, PAUSED: RESTING, STOPPED: CLOSED, FINISHED: CLOSED}
+"""What becomes meanwhile of training records that rovers still send."""
 ENDLESS_DECISIONS = 10**12
 """Stands for a budget where there is none: schedules then stay at their start."""
 STOP_S = 4.0
@@ -82,6 +83,7 @@ class Training:
         specified: asyncio.Future[Run],
         post: Callable[[Callable[[], object]], None],
         on_state: Callable[[str], None],
+        on_update: Callable[[UpdateResult, float], None],
     ) -> None:
         """Prepare.
 
@@ -95,6 +97,7 @@ class Training:
             specified: the run, once its robot and task are known.
             post: runs a function on the link thread.
             on_state: hears of each new state.
+            on_update: hears of each update and the monotonic time of its end.
 
         """
         self.state = TRAINING if settings.train.autostart else STOPPED
@@ -112,15 +115,15 @@ class Training:
         self._metrics = metrics
         self._post = post
         self._on_state = on_state
+        self._tell_update = on_update
         self._design = design
         self._specified = specified
-        self._held: deque[Rollout] = deque()
         self._golden: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
         self._saved: list[Future[Path]] = []
 
     async def run(self) -> None:
         """Warm up, wait for the specs, learn; write a checkpoint when cancelled."""
-        self._on_state(self.state)
+        self._announce()
         if not self._specified.done():
             await asyncio.to_thread(_warm, self._design.device)
             self.ready.set()
@@ -142,11 +145,13 @@ class Training:
         self._enter(TRAINING)
         if self.parts is not None:
             self.parts.worker.resume()
-            self._post(self._submit_held)
         return True
 
     def pause(self) -> bool:
-        """Rest after the present minibatch and let the rovers stand; False if it rests already."""
+        """Rest after the present minibatch and let the rovers stand; False if it rests already.
+
+        What is under way fills the rollouts and then waits, unless an evaluation comes behind it: then it is unused.
+        """
         if self.state != TRAINING:
             return False
         self._enter(PAUSED)
@@ -155,12 +160,15 @@ class Training:
         return True
 
     def stop(self) -> bool:
-        """Finish the present update, write a checkpoint, let the rovers stand; False if it has stopped already."""
+        """Finish the present update, write a checkpoint, let the rovers stand; False if it has stopped already.
+
+        Full rollouts wait for ``start``; what is under way beyond them is unused.
+        """
         if self.state in {STOPPED, FINISHED}:
             return False
         self._enter(STOPPED)
         if self.parts is not None:
-            self.parts.worker.resume()
+            self.parts.worker.hold()
             self.parts.worker.request_checkpoint()
         return True
 
@@ -169,16 +177,18 @@ class Training:
         if self.parts is None:
             raise TrainingError("checkpoint save: nothing to save, no rover has connected yet")
         self._refuse_in_mid_update("checkpoint save")
-        done: Future[Path] = Future()
-        self._saved.append(done)
+        answer: Future[Path] = Future()
+        self._saved.append(answer)
         self.parts.worker.request_checkpoint()
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
+            return await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
         except asyncio.TimeoutError as error:
             raise TrainingError(f"checkpoint save: no update ended within {timeout_s:g} s") from error
 
     async def restore(self, path: Path, timeout_s: float = 30.0) -> int:
         """Go on from a checkpoint, whose weights become a new policy; return its update.
+
+        Checkpoints of later updates belong to the line that is left; they are set aside, so a restart goes on here.
 
         Raises:
             TrainingError: it is not to be had, or an update does not end.
@@ -188,11 +198,11 @@ class Training:
         if self.parts is None:
             raise TrainingError("checkpoint restore: no rover has connected yet; start with --checkpoint-dir")
         self._refuse_in_mid_update("checkpoint restore")
-        done: Future[int] = Future()
-        if not self.parts.worker.submit_job(partial(self._restore, self.parts, path, done)):
+        answer: Future[int] = Future()
+        if not self.parts.worker.submit_job(partial(self._restore, self.parts, path, answer)):
             raise TrainingError("checkpoint restore: the learner is busy; pause training first")
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(done), timeout_s)
+            return await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
         except asyncio.TimeoutError as error:
             raise TrainingError(f"checkpoint restore: no update ended within {timeout_s:g} s") from error
 
@@ -207,9 +217,10 @@ class Training:
             raise TrainingError("a rollout was filled before there was a learner")
         self._golden = golden_rows(rollout, parts.rollouts)
         if self._settings.train.frozen:
+            self._collection.settle(rollout.steps, "frozen")
             parts.rollouts.release(rollout)
-        elif self.state in {STOPPED, FINISHED} or not parts.worker.submit(rollout):
-            self._held.append(rollout)
+        else:
+            parts.worker.submit(rollout)
 
     def causes(self) -> list[str]:
         """Say what is wrong with learning, for the health in the status."""
@@ -224,16 +235,17 @@ class Training:
         if state != self.state:
             self.state = state
             log.info("training.entered", state=state)
-            self._on_state(state)
+            self._announce()
+
+    def _announce(self) -> None:
+        self._on_state(self.state)
+        self._post(partial(self._collection.set_intake, INTAKE[self.state]))
+        if self.state == FINISHED:
+            self._post(self._collection.discard)
 
     def _is_spent(self) -> bool:
         budget = self._settings.train.decisions
         return bool(budget and self.parts is not None and self.parts.learner.decisions >= budget)
-
-    def _submit_held(self) -> None:
-        """Queue what was filled while training had stopped; on the link thread, as ``filled``."""
-        while self._held and self.parts is not None and self.parts.worker.submit(self._held[0]):
-            self._held.popleft()
 
     def _build(self, run: Run) -> Parts:
         """Make what a robot needs, resume, and publish a first policy; seconds, in a thread of its own."""
@@ -265,6 +277,7 @@ class Training:
             on_update=self._on_update,
             on_checkpoint=self._on_checkpoint,
             on_error=self._on_checkpoint_error,
+            on_unused=partial(self._settle, fate="unused"),
         )
         worker = Worker(
             learner,
@@ -321,12 +334,14 @@ class Training:
             self._enter(FINISHED)
         elif self.state == PAUSED:
             parts.worker.pause()
+        elif self.state == STOPPED:
+            parts.worker.hold()
         self.ready.set()
 
     async def _end(self, parts: Parts, worker: asyncio.Task[None]) -> None:
         """Let the present update finish, write a checkpoint, and stop both threads."""
         if not worker.done() and parts.learner.decisions > 0:
-            parts.worker.resume()
+            parts.worker.hold()
             with contextlib.suppress(TrainingError):
                 self.state = STOPPED
                 await self.save(STOP_S)
@@ -343,6 +358,8 @@ class Training:
         rounded = {key: round(value, 5) for key, value in result.metrics.items()}
         log.info("update.finished", **facts, refused=list(result.refused), episodes=len(result.returns), **rounded)
         self._metrics.update(result.metrics, step=result.decisions)
+        self._settle(result.steps, result.fate)
+        self._tell_update(result, finished_s)
         if result.is_new_policy and self.parts is not None:
             self._post(partial(self._collection.set_policy_counter, result.policy_counter))
             self.parts.pipeline.submit(
@@ -351,7 +368,6 @@ class Training:
                     result.policy_counter,
                     result.update,
                     result.decisions,
-                    finished_s,
                     self._golden,
                     result.metrics,
                     f"ppo_update_{result.update}",
@@ -361,6 +377,9 @@ class Training:
             self._enter(FINISHED)
             if self.parts is not None:
                 self.parts.worker.request_checkpoint()
+
+    def _settle(self, steps: Mapping[str, int], fate: str) -> None:
+        self._post(partial(self._collection.settle, steps, fate))
 
     def _on_checkpoint(self, path: Path) -> None:
         self.latest_checkpoint, self.checkpoint_error = path.name, ""
@@ -378,9 +397,10 @@ class Training:
             if not each.done():
                 each.set_exception(TrainingError(str(error)))
 
-    def _restore(self, parts: Parts, path: Path, done: Future[int]) -> Iterator[None]:
+    def _restore(self, parts: Parts, path: Path, answer: Future[int]) -> Iterator[None]:
         """Run as a job of the learner's thread."""
-        if done.cancelled():  # who asked was told that it took too long
+        yield from ()
+        if answer.cancelled():  # who asked was told that it took too long
             return
         learner = parts.learner
         newest = self._registry.newest(self._publisher.run_id)
@@ -388,7 +408,7 @@ class Training:
         try:
             checkpoint.resume(path, learner)
         except RoverError as error:
-            done.set_exception(error)
+            answer.set_exception(error)
             return
         learner.budget_decisions = self._settings.train.decisions or ENDLESS_DECISIONS
         learner.policy_counter = counter
@@ -396,8 +416,15 @@ class Training:
         parts.pipeline.submit(self._draft(learner, learner.snapshot()))
         self.latest_checkpoint = path.name
         log.info("checkpoint.restored", checkpoint=path.name, update=learner.updates, policy_counter=counter)
-        done.set_result(learner.updates)
-        yield
+        try:
+            aside = checkpoint.set_aside(path.parent, above=learner.updates)
+        except RoverError as error:
+            answer.set_exception(TrainingError(f"{path.name} is restored, but a restart would undo it: {error}"))
+            return
+        if aside is not None:
+            log.info("checkpoints.set_aside", folder=str(aside), count=len(checkpoint.found(aside)))
+        parts.worker.save()
+        answer.set_result(learner.updates)
 
 
 def _warm(device: str) -> None:

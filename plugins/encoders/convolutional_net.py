@@ -1,4 +1,4 @@
-"""The mission's convolutional encoder (row A4) and the branches of its one-camera forms."""
+"""A convolutional encoder for several cameras, and the branches that its one-camera forms are made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoders ``rgbd`` (the mission's network), ``gray_depth`` and ``depth``: convolutions and an average."""
+"""The encoders ``rgbd``, ``gray_depth`` and ``depth``: convolutions and an average."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from plugins.encoders.cameras import CameraSettings, depth_planes, gray_depth_pl
 
 
 def build_rgbd(shape: tuple[int, int, int], settings: CameraSettings) -> Any:  # noqa: ARG001 - any image size
-    """Build the mission's encoder: 284,288 parameters."""
+    """Build the encoder of colour and depth: 284,288 parameters."""
     from plugins.encoders.convolutional_net import (  # noqa: PLC0415 - robots have no torch
         Convolutional,
         colour_branch,
@@ -35,7 +35,7 @@ def build_depth(shape: tuple[int, int, int], settings: CameraSettings) -> Any:  
 
 @hookimpl
 def provide_encoders() -> list[EncoderPlugin]:
-    """Return the encoders of the mission."""
+    """Return the convolutional encoders."""
     return [
         EncoderPlugin("rgbd", CameraSettings, rgbd_planes, build_rgbd),
         EncoderPlugin("gray_depth", CameraSettings, gray_depth_planes, build_gray_depth),

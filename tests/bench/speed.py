@@ -9,13 +9,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from protocol.node.socket import ControlError
 from tests.bench.figures import json_option, median, write
 from trainerd.demo.daemons import Pair, assignments
 
 CLOCK_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 BUDGET = 10**9
 """Decisions of the run: it never ends by itself."""
+STALLS = ("tick_gaps", "waits")
+"""Counters of roverd's status: gaps between ticks, and how often the simulator waited for the trainer."""
 
 
 def main(arguments=None):
@@ -44,7 +45,8 @@ def measure(options, name, settings):
     ):
         warm_up(pair, is_learning=not settings)
         windows = [window(pair, options.seconds) for _ in range(options.windows)]
-        show_profile(pair)
+    stalls = {stall: sum(each[stall] for each in windows) for stall in STALLS}
+    print(f"  {name}: " + ", ".join(f"{count} {stall.replace('_', ' ')}" for stall, count in stalls.items()))
     figures = [
         median(f"speed.{name}.ticks_per_second", [w["ticks"] / w["seconds"] for w in windows], "1/s"),
         median(f"speed.{name}.decisions_per_second", [w["decisions"] / w["seconds"] for w in windows], "1/s"),
@@ -78,6 +80,7 @@ def window(pair, seconds):
         "seconds": ended - began,
         "ticks": after["ticks"] - before["ticks"],
         "decisions": after["decisions"] - before["decisions"],
+        **{name: after[name] - before[name] for name in STALLS},
         "cpu": {name: cpu_after[name] - cpu_before.get(name, 0.0) for name in cpu_after},
     }
 
@@ -114,17 +117,6 @@ def stat(task):
     head, _, rest = (task / "stat").read_text().rpartition(")")
     fields = rest.split()
     return head.partition("(")[2].replace(" ", "_"), (int(fields[11]) + int(fields[12])) * CLOCK_TICK_S
-
-
-def show_profile(pair):
-    """Print what roverd itself says of where its time goes, where it says so."""
-    try:
-        profile = pair.roverd.client.get("/profile")
-    except ControlError:
-        return
-    for name, value in profile.items():
-        if name != "ok":
-            print(f"  roverd {name}: {value}")
 
 
 if __name__ == "__main__":

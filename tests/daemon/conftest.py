@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.daemon.daemons import TAIL_LINES, Site
+from tests.daemon.daemons import OPEN, TAIL_LINES, Site
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.daemon.daemons import Daemon
 
-OPEN: list[Site] = []
 TIMEOUT_S = 180
 
 

@@ -44,6 +44,10 @@ QUICK_TRAINER = {
 QUICK_ROVER = {"robot": "synthetic", "control.rate_hz": 0, "control.max_speed_mps": 0.5}
 
 
+OPEN: list[Site] = []
+"""The sites whose daemons run now."""
+
+
 class StillWaitingError(AssertionError):
     """A condition did not come true in time."""
 
@@ -53,6 +57,8 @@ def wait_until(condition: Callable[[], Any], deadline_s: float = PATIENCE_S, *, 
     end = time.monotonic() + deadline_s
     last: object = None
     while True:
+        for site in OPEN:
+            site.check()
         try:
             last = condition()
         except ControlError as error:
@@ -255,6 +261,12 @@ class Site:
             env={**self.env, **(env or {})},
         )
         return Answer(done.returncode, done.stdout, done.stderr)
+
+    def check(self) -> None:
+        """Fail at once where a daemon ended by itself, rather than after everybody's patience."""
+        for each in self.daemons:
+            status = each.process.poll() if each.process else None
+            assert each.was_killed or not status, f"{each.log.stem} ended by itself with {status}"
 
     def close(self) -> list[str]:
         """Stop everything; return what was wrong with how it ended: there must be nothing."""

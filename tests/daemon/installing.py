@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -39,5 +40,5 @@ def pip_install(site: Site, package: Path) -> None:
 def _target(site: Site) -> Path:
     target = site.folder / "installed"
     target.mkdir(exist_ok=True)
-    site.env["PYTHONPATH"] = str(target)
+    site.env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(target), os.environ.get("PYTHONPATH"))))
     return target

@@ -53,6 +53,7 @@ def test_a_robot_without_cameras_drives_and_trains(site, robot):
     assert [name for name, *_ in manifest["inputs"]] == ["vector"]
 
 
+@pytest.mark.slow
 def test_an_encoder_that_needs_a_camera_refuses_a_robot_without_one_by_name(site):
     site.trainer()
     rover = site.rover({"plugins.synthetic.cameras": "[]"})

@@ -19,12 +19,10 @@ def frozen(shared_site):
     return shared_site.trainer({"train.frozen": True, "threads": 1})
 
 
-def start(site, name, seed):
+def digest(site, folder, seed):
+    """Drive a rover of one and the same name from a fresh state folder."""
     settings = {"robot": "sim", "seed": seed, "record.digest_ticks": TICKS, "record.images": "decisions"}
-    return site.rover(settings, name=name)
-
-
-def digest(rover):
+    rover = site.rover({**settings, "state_dir": site.folder / folder}, name="rover-1")
     found = wait_until(lambda: rover.get()["digest"], 90, what=f"{TICKS} ticks of {rover.log.stem}")
     policies = {each["policy_id"] for each in rover.events("policy.swapped")}
     assert rover.stop() == 0
@@ -32,13 +30,13 @@ def digest(rover):
 
 
 def test_equal_seeds_give_equal_digests_idle_and_under_load_and_another_seed_another(frozen, shared_site):
-    idle, policies = digest(start(shared_site, "idle", 7))
+    idle, policies = digest(shared_site, "idle", 7)
     with ExitStack() as stack:
         for _ in range(2):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: sum(range(10**6))"]))
             stack.callback(busy.kill)
-        both = start(shared_site, "loaded", 7), start(shared_site, "other", 8)
-        (loaded, same), (other, _) = map(digest, both)
+        loaded, same = digest(shared_site, "loaded", 7)
+    other, _ = digest(shared_site, "other", 8)
     assert len(policies) == 1
     assert policies == same
     assert idle == loaded

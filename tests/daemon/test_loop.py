@@ -35,10 +35,6 @@ class Pair:
             lambda: (status := self.trainer.get())["updates"] >= goal and status, deadline_s, what=f"{count} updates"
         )
 
-    def resume(self):
-        if self.trainer.get()["state"] != "training":
-            self.trainer.post("/train/resume")
-
 
 @pytest.fixture(scope="module")
 def pair(shared_site):
@@ -250,48 +246,54 @@ READ = {
 }
 
 
-@pytest.mark.parametrize(("tool", "words"), [(tool, words) for tool, each in READ.items() for words in each])
-def test_row_40_a_read_command_prints_one_json_document_and_nothing_else(pair, tool, words):
-    daemon = pair.trainer if tool == "trainerctl" else pair.rover
-    answer = daemon.ctl(*words, "--json")
-    assert answer.status in ({0, 1} if words[0] in {"status", "doctor"} else {0}), answer
-    document = json.loads(answer.out)
-    assert isinstance(document, dict)
-    assert answer.out.count("\n") == 1
-    assert answer.err == ""
+class TestCommandLine:
+    """Row 40, while nobody learns or drives: stdout is for the answer, stderr for what went wrong."""
 
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def paused(cls, pair):
+        pair.trainer.post("/train/pause")
+        yield
+        pair.trainer.post("/train/resume")
 
-def test_row_40_one_policy_is_shown_with_its_manifest_as_json(pair):
-    policy_id = pair.trainer.get()["policy"]["wanted"]
-    shown = pair.trainer.ctl("policy", "show", policy_id, "--json")
-    assert shown.status == 0
-    assert shown.json["manifest"]["weights_sha256"]
-
-
-def test_row_40_a_refusal_exits_1_and_says_why_on_stderr(pair):
-    for daemon, words in (
-        (pair.trainer, ("policy", "show", "ffffff")),
-        (pair.trainer, ("checkpoint", "restore", "no")),
-    ):
+    @pytest.mark.parametrize(("tool", "words"), [(tool, words) for tool, each in READ.items() for words in each])
+    def test_row_40_a_read_command_prints_one_json_document_and_nothing_else(self, pair, tool, words):
+        daemon = pair.trainer if tool == "trainerctl" else pair.rover
         answer = daemon.ctl(*words, "--json")
-        assert answer.status == 1
-        assert answer.json["ok"] is False
-        assert answer.err.count("\n") == 1
+        assert answer.status in ({0, 1} if words[0] in {"status", "doctor"} else {0}), answer
+        document = json.loads(answer.out)
+        assert isinstance(document, dict)
+        assert answer.out.count("\n") == 1
+        assert answer.err == ""
 
+    def test_row_40_one_policy_is_shown_with_its_manifest_as_json(self, pair):
+        policy_id = pair.trainer.get()["policy"]["wanted"]
+        shown = pair.trainer.ctl("policy", "show", policy_id, "--json")
+        assert shown.status == 0
+        assert shown.json["manifest"]["weights_sha256"]
 
-def test_row_40_wrong_usage_exits_2_and_leaves_stdout_empty(pair):
-    for daemon in (pair.trainer, pair.rover):
-        answer = daemon.ctl("nonsense")
-        assert (answer.status, answer.out) == (2, "")
+    def test_row_40_a_refusal_exits_1_and_says_why_on_stderr(self, pair):
+        for daemon, words in (
+            (pair.trainer, ("policy", "show", "ffffff")),
+            (pair.trainer, ("checkpoint", "restore", "no")),
+        ):
+            answer = daemon.ctl(*words, "--json")
+            assert answer.status == 1
+            assert answer.json["ok"] is False
+            assert answer.err.count("\n") == 1
 
+    def test_row_40_wrong_usage_exits_2_and_leaves_stdout_empty(self, pair):
+        for daemon in (pair.trainer, pair.rover):
+            answer = daemon.ctl("nonsense")
+            assert (answer.status, answer.out) == (2, "")
 
-def test_row_40_no_daemon_exits_1_with_one_line(pair, tmp_path):
-    for name in ("trainerd", "roverd"):
-        command = [sys.executable, "-m", f"{name}.ctl", "--control-socket", str(tmp_path / "no.sock"), "status"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.count("\n") == 1
-        assert "no daemon answers" in done.stderr
+    def test_row_40_no_daemon_exits_1_with_one_line(self, pair, tmp_path):
+        for name in ("trainerd", "roverd"):
+            command = [sys.executable, "-m", f"{name}.ctl", "--control-socket", str(tmp_path / "no.sock"), "status"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr.count("\n") == 1
+            assert "no daemon answers" in done.stderr
 
 
 def test_an_evaluation_prints_success_with_its_interval(pair):
@@ -359,8 +361,12 @@ def test_a_policy_is_deployed_rolled_back_and_followed_again(pair):
     drives(oldest)
     assert pair.trainer.ctl("policy", "rollback", "--json").json["policy_id"] == older
     drives(older)
-    assert pair.rover.ctl("policy", "rollback").status == 0
-    drives(older)  # the trainer has the last word
+    assert pair.rover.ctl("policy", "rollback", "--json").json["policy_id"] == oldest
+    drives(oldest)  # the rover's own word holds until a newer policy comes
+    told = wait_until(
+        lambda: pair.trainer.get("/rovers")["rovers"][0]["refused"].get(older), what="the trainer is told"
+    )
+    assert "rolled back" in told
     assert pair.trainer.ctl("policy", "deploy", "latest", "--json").json["is_following"] is True
     pair.wait_for_updates(2)
     wait_until(lambda: pair.rover.get()["policy"]["counter"] > 5, what="a new policy drives")
@@ -425,10 +431,12 @@ class TestBadPolicies:
         content[content.index(good.onnx) + 100] ^= 1
         assert re.search("sha256|CRC-32", self.refuse(pair, good, bytes(content), "a" * 64))
 
+    @pytest.mark.slow
     def test_a_policy_that_was_cut_short_is_refused(self, pair, good):
         content = packed(good, counter=good.manifest.counter + 1)
         assert "bundle" in self.refuse(pair, good, content[: len(content) // 2], "b" * 64)
 
+    @pytest.mark.slow
     def test_another_policy_than_the_one_offered_is_refused(self, pair, good):
         content = packed(good, counter=good.manifest.counter + 1)
         assert "instead" in self.refuse(pair, good, content, "c" * 64)
@@ -442,9 +450,11 @@ class TestBadPolicies:
     def test_a_policy_with_another_number_of_actions_is_refused(self, pair, good):
         self.refuse_network(pair, good, with_output("mean", 3), r"golden output")
 
+    @pytest.mark.slow
     def test_a_policy_with_other_outputs_is_refused(self, pair, good):
         self.refuse_network(pair, good, with_output("value", 2), r"graph|outputs")
 
+    @pytest.mark.slow
     def test_a_file_that_is_no_network_is_refused(self, pair, good):
         self.refuse_network(pair, good, b"\x80\x04\x95no network", r"cannot be loaded")
 
@@ -455,6 +465,7 @@ class TestBadPolicies:
         reason = self.refuse_manifest(pair, good, robot=robot)
         assert "height: 12 here, 20 there" in reason
 
+    @pytest.mark.slow
     def test_row_16_a_policy_for_a_robot_with_a_renamed_element_is_refused_by_name(self, pair, good):
         robot = json.loads(json.dumps(good.manifest.robot))
         robot["state"][0]["name"] = "linear_speed"
@@ -520,16 +531,17 @@ def test_a_link_that_is_cut_for_three_seconds_loses_and_doubles_nothing(pair):
 
 
 def test_everything_the_rover_recorded_arrives_once_it_stands(pair):
-    pair.trainer.post("/train/pause")
+    pair.rover.post("/episode/stop")
     wait_until(
-        lambda: pair.rover.get()["mode"] == "idle" and not pair.rover.get()["link"]["unacknowledged"], what="idle"
+        lambda: (new := pair.rover.get())["mode"] == "held" and not new["link"]["unacknowledged"],
+        what="all acknowledged",
     )
     row = pair.trainer.get("/rovers")["rovers"][0]
     steps = pair.trainer.get()["steps"]
     assert row["next_seq"] == steps["records"] == len(pair.tap.stream.headers_of())
     assert steps["received"] == pair.rover.get()["ticks"]
     assert steps["lost"] == steps["duplicates"] == 0
-    pair.trainer.post("/train/resume")
+    pair.rover.post("/episode/start")
     pair.wait_for_updates(1)
 
 

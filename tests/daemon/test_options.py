@@ -1,9 +1,11 @@
-"""The options of the first document work as they are written (A6), with everything else at its default."""
+"""The short options of trainerd work as they are written, with everything else at its default."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+import pytest
 
 from tests.daemon.daemons import Daemon, driving, wait_until
 
@@ -19,6 +21,7 @@ for tag in events.Tags()["scalars"]:
 """
 
 
+@pytest.mark.slow
 def test_a6_the_documented_options_give_checkpoints_and_the_documented_curves(site):
     options = {
         "--port": site.port,

@@ -231,6 +231,7 @@ def provide_robots():
 """
 
 
+@pytest.mark.slow
 def test_row_16_a_rover_with_one_renamed_element_is_refused_by_name_of_the_difference(run):
     install_plugin(run.site, "robots", "renamed", RENAMED)
     rover = run.site.rover({"robot": "renamed"}, name="renamed")

@@ -22,7 +22,7 @@ LONG_NAMES = {"lr": "learning_rate"}
 
 
 class Metrics:
-    """Write scalars under the tags that the first document names, and more. Any thread may call; no call waits."""
+    """Write scalars under tags such as ``train/policy_loss``. Any thread may call; no call waits."""
 
     def __init__(self, tensorboard_dir: Path) -> None:
         """Begin an event file below ``tensorboard_dir``."""

@@ -56,7 +56,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--decisions", type=int, metavar="N", help="budget of decisions (default: the demo profile's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of arenas, exploration and weights")
-    parser.add_argument("--task", default="goal", help="goal, or drive: the first document's reward, without a goal")
+    parser.add_argument("--task", default="goal", help="goal, or drive: fast and far from obstacles, without a goal")
     parser.add_argument("--blind", action="store_true", help="learn without cameras, for comparison")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the run (default: ./demo-runs/TIME)")
     parser.add_argument("--eval-episodes", type=int, default=400, metavar="N", help="arenas to report on; 0: none")

@@ -45,9 +45,9 @@ class Lines:
         if note == self._note and now_s - self._said_s < LINE_S:
             return
         self._said_s, self._note = now_s, note
-        done, budget = number(evidence.trainer, "decisions"), number(evidence.trainer, "decision_budget")
+        learned, budget = number(evidence.trainer, "decisions"), number(evidence.trainer, "decision_budget")
         rate = number(evidence.trainer, "decisions_per_second")
-        progress = f"{done:,.0f} of {budget:,.0f} decisions, {rate:,.0f}/s, success {success_now(evidence)}"
+        progress = f"{learned:,.0f} of {budget:,.0f} decisions, {rate:,.0f}/s, success {success_now(evidence)}"
         print(f"{now_s - evidence.began_s:6.0f} s  {note or progress}", file=sys.stderr, flush=True)
 
 
@@ -76,11 +76,11 @@ def on_terminal() -> Iterator[Screen]:
 def panel(evidence: Evidence, now_s: float, note: str = "") -> Group:
     """Return the panel's content."""
     trainer, rover = evidence.trainer, evidence.rover
-    done, budget = number(trainer, "decisions"), number(trainer, "decision_budget")
+    learned, budget = number(trainer, "decisions"), number(trainer, "decision_budget")
     table = Table.grid(padding=(0, 2))
-    table.add_row("", ProgressBar(total=max(budget, 1.0), completed=min(done, budget), width=WIDTH))
+    table.add_row("", ProgressBar(total=max(budget, 1.0), completed=min(learned, budget), width=WIDTH))
     for label, value in (
-        ("learned from", f"{done:,.0f} of {budget:,.0f} decisions, {number(trainer, 'updates'):.0f} updates"),
+        ("learned from", f"{learned:,.0f} of {budget:,.0f} decisions, {number(trainer, 'updates'):.0f} updates"),
         ("rate", rates(evidence)),
         ("success", f"{sparkline(evidence.trainer.get('success_history') or [])} {success_now(evidence)}"),
         ("driving", f"policy {driving(rover)}, {number(rover, 'swaps'):.0f} swapped in"),
@@ -126,10 +126,10 @@ def warning(trainer: dict[str, Any]) -> str:
 
 def remaining(evidence: Evidence, now_s: float) -> str:
     """Return the time that is left at the mean rate so far, empty while unknown."""
-    done, budget = number(evidence.trainer, "decisions"), number(evidence.trainer, "decision_budget")
-    if evidence.first_step_s is None or not 0 < done < budget:
+    learned, budget = number(evidence.trainer, "decisions"), number(evidence.trainer, "decision_budget")
+    if evidence.first_step_s is None or not 0 < learned < budget:
         return ""
-    return f", {clock((budget - done) * (now_s - evidence.first_step_s) / done)} left"
+    return f", {clock((budget - learned) * (now_s - evidence.first_step_s) / learned)} left"
 
 
 def clock(seconds: float) -> str:

@@ -34,18 +34,3 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return Interval(low, high)
-
-
-def newcombe(successes_a: int, trials_a: int, successes_b: int, trials_b: int, confidence: float = 0.95) -> Interval:
-    """Return the interval of the difference of two proportions, a minus b.
-
-    Source: Newcombe 1998 (Statistics in Medicine 17:873-890), method 10.
-
-    """
-    if not (trials_a and trials_b):
-        return Interval(-1.0, 1.0)
-    p_a, p_b = successes_a / trials_a, successes_b / trials_b
-    a, b = wilson(successes_a, trials_a, confidence), wilson(successes_b, trials_b, confidence)
-    low = p_a - p_b - ((p_a - a.low) ** 2 + (b.high - p_b) ** 2) ** 0.5
-    high = p_a - p_b + ((a.high - p_a) ** 2 + (p_b - b.low) ** 2) ** 0.5
-    return Interval(low, high)

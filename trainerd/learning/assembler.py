@@ -14,13 +14,34 @@ from trainerd.learning.distributions import unsquash
 from trainerd.learning.rollout import EpisodeResult, Rollout, RowDecision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from protocol.step import Behaviour
     from trainerd.learning.rollout import Rollouts
 
 FloatArray = npt.NDArray[np.float32]
 
-FATES = ("trained", "demonstration", "stale", "broken", "quarantined", "evaluation")
-"""What a step came to; while its decision waits for a successor it is pending."""
+FATES = (
+    "trained",
+    "demonstration",
+    "stale",
+    "broken",
+    "quarantined",
+    "evaluation",
+    "alarmed",
+    "frozen",
+    "normaliser",
+    "rolled_back",
+    "unused",
+)
+"""What a step came to, for good.
+
+Trained and demonstration: learned from. Stale, broken, quarantined, evaluation: never in a rollout. Of those in a
+rollout: alarmed (the signal was flat, the learner refused it), frozen (``train.frozen``), normaliser (it fitted the
+input normaliser and nothing else), rolled_back (its update was undone). Unused: nothing was to be learned any more.
+"""
+OPEN_FATES = ("pending", "collected")
+"""Not decided yet: the decision waits for a successor, or is in a rollout that was not learned from yet."""
 ALARM_STEPS = 2048
 NOT_THE_POLICY = Intervention.MISSED | Intervention.LATE | Intervention.FAILOVER | Intervention.HUMAN
 """Flags of a tick on which something else than the recorded proposal decided the action."""
@@ -75,9 +96,9 @@ class _Stream:
 class Assembler:
     """Fill rollouts from records that come in order within each (rover_id, boot_id).
 
-    ``add`` takes one record; a rollout that it filled waits in ``take_filled``. ``policy_counter`` is the learner's
-    newest policy: set it whenever a policy is published. One thread only. The observations of at most two decisions a
-    stream are kept, so their arrays must not be reused.
+    ``add`` takes one record; a rollout that it filled waits in ``take_filled``, and ``settle`` hears what became of it.
+    ``policy_counter`` is the learner's newest policy: set it whenever a policy is published. One thread only. The
+    observations of at most two decisions a stream are kept, so their arrays must not be reused.
     """
 
     def __init__(self, rollouts: Rollouts, *, staleness_limit: int, alarm_steps: int = ALARM_STEPS) -> None:
@@ -92,6 +113,7 @@ class Assembler:
         self._staleness_limit = staleness_limit
         self._streams: dict[tuple[str, str], _Stream] = {}
         self._fates: Counter[str] = Counter(dict.fromkeys(FATES, 0))
+        self._collected = 0
         self._rollout: Rollout | None = None
         self._filled: deque[Rollout] = deque()
         self._watch = _Watch(alarm_steps)
@@ -112,6 +134,33 @@ class Assembler:
             self._fill()
         return True
 
+    def skip(self, record: Record) -> None:
+        """Consume a training record that nothing will be learned from; its step is unused."""
+        stream = self._streams.setdefault((record.rover_id, record.boot_id), _Stream())
+        self._drop(stream)
+        stream.episode_id = -1
+        if isinstance(record, Step):
+            self.steps_in += 1
+            self._fates["unused"] += 1
+
+    def discard(self) -> None:
+        """Give the rollout that is being filled back to the pool; its steps are unused."""
+        if self._rollout is None:
+            return
+        for stream in self._streams.values():
+            self._cut(stream)
+        self.settle(self._rollout.steps, "unused")
+        self._rollouts.release(self._rollout)
+        self._rollout = None
+
+    def settle(self, steps: Mapping[str, int], fate: str) -> None:
+        """Say what became of the steps of a filled rollout: each what it was meant for if it was trained on."""
+        self._collected -= sum(steps.values())
+        if fate == "trained":
+            self._fates.update(steps)
+        else:
+            self._fates[fate] += sum(steps.values())
+
     def take_filled(self) -> Rollout | None:
         """Return the oldest filled rollout that was not taken yet; give it back to the pool after the update."""
         return self._filled.popleft() if self._filled else None
@@ -124,9 +173,9 @@ class Assembler:
 
     @property
     def counters(self) -> dict[str, int]:
-        """How many steps came to which fate, ``pending`` included; the sum is ``steps_in``."""
+        """How many steps came to which fate, those of ``OPEN_FATES`` included; the sum is ``steps_in``."""
         pending = sum(s.pending.ticks for s in self._streams.values() if s.pending)
-        return {**self._fates, "pending": pending}
+        return {**self._fates, "pending": pending, "collected": self._collected}
 
     @property
     def is_balanced(self) -> bool:
@@ -215,8 +264,9 @@ class Assembler:
             self._fates[decision.fate] += decision.ticks
             return
         is_demonstration = decision.human_ticks == decision.ticks
-        self._fates["demonstration" if is_demonstration else "trained"] += decision.ticks
         rollout = self._current
+        rollout.steps["demonstration" if is_demonstration else "trained"] += decision.ticks
+        self._collected += decision.ticks
         row = rollout.append(decision.first.observation, self._row(decision, is_demonstration=is_demonstration))
         if stream.open_row is not None:
             rollout.link(stream.open_row, row)

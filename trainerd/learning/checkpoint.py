@@ -1,7 +1,8 @@
 """Checkpoints: folders that appear whole, are checked before use, and hold no pickle.
 
 ``ppo_update_50/`` has ``model.safetensors``, ``optimizer.safetensors`` and ``state.json`` (counters, random state,
-specs, and the sha256 of the other two). See Litestream's docs/PATTERNS.md for the order of writing.
+specs, and the sha256 of the other two). See Litestream's docs/PATTERNS.md for the order of writing. Checkpoints of a
+line that was left lie in ``before-<time>/``, where nothing looks for them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _NAME = re.compile(r"ppo_update_(\d+)")
+_REPLACED = re.compile(r"\.(ppo_update_\d+)\.replaced")
+"""A checkpoint that another of the same update is about to replace, or was when the power went."""
 _FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -125,7 +129,11 @@ def resume(path: Path, learner: Learner) -> Checkpoint:
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest undamaged checkpoint, and the reasons why newer ones were passed over."""
+    """Return the newest undamaged checkpoint, and the reasons why newer ones were passed over.
+
+    It mends what a power cut left, so not while another thread saves.
+    """
+    _mend(folder)
     reasons: list[str] = []
     for path in reversed(found(folder)):
         try:
@@ -135,12 +143,38 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, reasons
 
 
+def set_aside(folder: Path, *, above: int = -1) -> Path | None:
+    """Move the checkpoints of updates above ``above`` into a folder of their own; return it, or None without any.
+
+    Raises:
+        CheckpointError: the disk refused, with its reason.
+
+    """
+    try:
+        _mend(folder)
+        left = [path for path in found(folder) if update_of(path) > above]
+        if not left:
+            return None
+        aside = _new_folder(folder / f"before-{time.strftime('%Y%m%dT%H%M%S')}")
+        for path in left:
+            path.rename(aside / path.name)
+        _sync_folder(aside)
+        _sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"checkpoints in {folder}: {error.strerror or error}") from error
+    return aside
+
+
+def update_of(path: Path) -> int:
+    """Return the update of a checkpoint folder."""
+    return int(path.name.rpartition("_")[2])
+
+
 def found(folder: Path) -> list[Path]:
     """List checkpoint folders, the one with the highest update last; damaged ones included."""
     if not folder.is_dir():
         return []
-    named = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(named)]
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=update_of)
 
 
 def _tensors(path: Path, name: str, sha256: str) -> dict[str, Tensor]:
@@ -162,12 +196,33 @@ def _write_whole(folder: Path, path: Path, contents: dict[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         _sync_folder(temporary)
-        if path.exists():
-            shutil.rmtree(path)
+        _mend(folder)
+        if path.exists():  # no rename replaces a folder that has something in it: _mend takes back a half of the two
+            path.rename(folder / f".{path.name}.replaced")
         temporary.rename(path)
         _sync_folder(folder)
+        _mend(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _mend(folder: Path) -> None:
+    """Remove what was replaced, and bring back what was moved aside before its replacement was in place."""
+    for aside in list(folder.iterdir()) if folder.is_dir() else []:
+        match = _REPLACED.fullmatch(aside.name)
+        if match and (folder / match[1]).exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        elif match:
+            aside.rename(folder / match[1])
+
+
+def _new_folder(wanted: Path) -> Path:
+    path, count = wanted, 1
+    while path.exists():
+        count += 1
+        path = wanted.with_name(f"{wanted.name}-{count}")
+    path.mkdir()
+    return path
 
 
 def _sync_folder(folder: Path) -> None:

@@ -121,6 +121,7 @@ def learn(run: Run, rollout: Rollout) -> dict[str, float]:
     except StopIteration as stop:
         result = stop.value
     run.rollouts.release(rollout)
+    run.assembler.settle(result.steps, result.fate)
     run.assembler.policy_counter = result.policy_counter
     run.newest = FrozenPolicy.of(run.learner)
     return {**result.metrics, "update": result.update, "decisions": result.decisions, "successes": result.successes}

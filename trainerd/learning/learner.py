@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,17 @@ class UpdateResult:
     returns: tuple[float, ...] = ()
     """Returns of the episodes that ended in the rollout."""
     successes: int = 0
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """The rollout's steps, as ``Rollout.steps`` has them."""
+
+    @property
+    def fate(self) -> str:
+        """What became of the rollout's steps: one of the assembler's fates."""
+        if self.refused:
+            return "alarmed"
+        if "rolled_back" not in self.metrics:
+            return "normaliser"
+        return "rolled_back" if self.metrics["rolled_back"] else "trained"
 
     @property
     def is_new_policy(self) -> bool:
@@ -118,8 +129,13 @@ class Learner:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is done, at most 1."""
+        """Share of the budget that is spent, at most 1."""
         return min(1.0, self.decisions / self.budget_decisions)
+
+    @property
+    def is_spent(self) -> bool:
+        """True once the budget is spent: the network is final."""
+        return self.decisions >= self.budget_decisions
 
     @property
     def settings_hash(self) -> str:
@@ -303,6 +319,7 @@ class Learner:
             refused=refused,
             returns=tuple(e.return_ for e in rollout.episodes),
             successes=sum(e.success for e in rollout.episodes),
+            steps=dict(rollout.steps),
         )
 
 
@@ -318,10 +335,3 @@ def choose_device(wanted: str) -> str:
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         raise LearnerError(f"device {wanted}: torch {torch.__version__} sees no GPU; set learner.device to auto or cpu")
     return wanted
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch's, numpy's and Python's global generators."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - for plugins that use the global one
-    random.seed(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,6 +78,8 @@ class Rollout:
     episodes: list[EpisodeResult] = field(default_factory=list)
     alarms: tuple[str, ...] = ()
     """Names of the assembler's alarms at the time it was filled."""
+    steps: Counter[str] = field(default_factory=Counter)
+    """Steps behind its rows, by the fate that they have once it is learned from: trained or demonstration."""
 
     @classmethod
     def allocate(cls, robot: RobotSpec, task: TaskSpec, transform: InputTransform, capacity: int) -> Rollout:
@@ -142,6 +144,7 @@ class Rollout:
         self.rows = self.final_rows = 0
         self.episodes = []
         self.alarms = ()
+        self.steps = Counter()
 
     @property
     def used(self) -> npt.NDArray[np.int64]:

@@ -6,8 +6,10 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +43,16 @@ class Callbacks:
     on_checkpoint: Callable[[Path], None]
     on_error: Callable[[RoverError], None]
     """A checkpoint failed; training goes on."""
+    on_unused: Callable[[Mapping[str, int]], None]
+    """A filled rollout with these steps came after the budget was spent; it was not learned from."""
 
 
 class Worker:
-    """Run jobs, one after the other, in one thread; a job is an iterator that yields after each minibatch.
+    """Learn from filled rollouts and run other jobs, one after the other, in one thread.
 
-    A service: ``run`` until cancelled. The other methods are for the loop's thread and return at once. ``stop`` (and
-    cancelling ``run``) takes effect after the present minibatch.
+    A job is an iterator that yields after each minibatch; jobs go before rollouts. Once the learner's budget is spent
+    no rollout changes it any more. A service: ``run`` until cancelled. The other methods are for the loop's thread
+    (``submit`` for any) and return at once. ``stop`` (and cancelling ``run``) takes effect after the present minibatch.
     """
 
     name = "learner"
@@ -72,13 +77,18 @@ class Worker:
         self._kept = checkpoints_kept
         self._threads = threads
         self._jobs: queue.Queue[Callable[[], Iterator[None]]] = queue.Queue(maxsize=4)
+        self._filled: deque[Rollout] = deque()
+        self._wake = threading.Event()
+        self._choice = threading.Lock()
+        """Held while the thread chooses what to do next, so that ``pause`` comes before it or after it."""
         self._going = threading.Event()
         self._going.set()
+        self._is_learning = True
         self._stopping = threading.Event()
         self._checkpoint_wanted = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
-        self._is_busy = False
+        self._is_half_done = False
         self.is_ready = False
 
     async def run(self) -> None:
@@ -100,9 +110,10 @@ class Worker:
         if self._failure is not None:
             raise WorkerError(f"learner: {self._failure!r}") from self._failure
 
-    def submit(self, rollout: Rollout) -> bool:
-        """Queue a filled rollout for PPO; it goes back to the pool by itself. False where the queue is full."""
-        return self.submit_job(lambda: self._ppo(rollout))
+    def submit(self, rollout: Rollout) -> None:
+        """Queue a filled rollout for PPO; it goes back to the pool by itself. There are no more than the pool has."""
+        self._filled.append(rollout)
+        self._wake.set()
 
     def submit_job(self, make: Callable[[], Iterator[None]]) -> bool:
         """Queue another job; ``make`` is called in the learner's thread. False where the queue is full."""
@@ -110,24 +121,44 @@ class Worker:
             self._jobs.put_nowait(make)
         except queue.Full:
             return False
+        self._wake.set()
         return True
 
     def pause(self) -> None:
         """Rest after the present minibatch."""
-        self._going.clear()
+        with self._choice:
+            self._going.clear()
+
+    def hold(self) -> None:
+        """Finish the present update and begin no other; rollouts wait for ``resume``."""
+        self._is_learning = False
+        self._going.set()
 
     def resume(self) -> None:
-        """Go on after ``pause``; harmless otherwise."""
+        """Go on after ``pause`` or ``hold``; harmless otherwise."""
+        self._is_learning = True
         self._going.set()
+        self._wake.set()
 
     def request_checkpoint(self) -> None:
         """Write a checkpoint between two updates: now, or after the present one."""
         self._checkpoint_wanted.set()
+        self._wake.set()
+
+    def save(self) -> None:
+        """Write a checkpoint at once: for a job, in the learner's thread."""
+        try:
+            path = checkpoint.save(self._folder, self.learner, keep=self._kept)
+        except checkpoint.CheckpointError as error:
+            self._tell(self._callbacks.on_error, error)
+        else:
+            self._tell(self._callbacks.on_checkpoint, path)
 
     def stop(self) -> None:
         """End after the present minibatch; an unfinished update is thrown away with its process."""
         self._stopping.set()
         self._going.set()
+        self._wake.set()
 
     @property
     def is_paused(self) -> bool:
@@ -136,13 +167,8 @@ class Worker:
 
     @property
     def is_resting(self) -> bool:
-        """True while a job was begun, or waits, that cannot go on because of ``pause``."""
-        return self.is_paused and (self._is_busy or self.queued > 0)
-
-    @property
-    def queued(self) -> int:
-        """Jobs that wait."""
-        return self._jobs.qsize()
+        """True while an update or a job was begun that cannot go on because of ``pause``."""
+        return self.is_paused and self._is_half_done
 
     def _main(self, ended: asyncio.Event) -> None:
         try:
@@ -162,36 +188,49 @@ class Worker:
     def _run_next(self) -> None:
         if self._checkpoint_wanted.is_set():
             self._checkpoint_wanted.clear()
-            self._save()
-        try:
-            make = self._jobs.get(timeout=0.1)
-        except queue.Empty:
+            self.save()
+        if self.learner.is_spent:
+            self._discard_filled()
+        make = self._choose()
+        if make is None:
+            self._wake.wait(0.1)
+            self._wake.clear()
             return
-        self._is_busy = True
         try:
             for _ in make():
+                self._is_half_done = True
                 self._going.wait()
                 if self._stopping.is_set():
                     return
         finally:
-            self._is_busy = False
+            self._is_half_done = False
+
+    def _choose(self) -> Callable[[], Iterator[None]] | None:
+        with self._choice:
+            if not self._jobs.empty():
+                return self._jobs.get_nowait()
+            if self._filled and self._is_learning and self._going.is_set():
+                self._is_half_done = True
+                return partial(self._ppo, self._filled.popleft())
+            return None
+
+    def _discard_filled(self) -> None:
+        while self._filled:
+            rollout = self._filled.popleft()
+            steps = dict(rollout.steps)
+            self._rollouts.release(rollout)
+            self._tell(self._callbacks.on_unused, steps)
 
     def _ppo(self, rollout: Rollout) -> Iterator[None]:
         try:
             result = yield from self.learner.update(rollout)
         finally:
             self._rollouts.release(rollout)
+        if self.learner.is_spent:  # before anybody hears that it is
+            self._discard_filled()
         self._tell(self._callbacks.on_update, result, self.learner.snapshot())
         if result.is_new_policy and self._interval and result.update and result.update % self._interval == 0:
-            self._save()
-
-    def _save(self) -> None:
-        try:
-            path = checkpoint.save(self._folder, self.learner, keep=self._kept)
-        except checkpoint.CheckpointError as error:
-            self._tell(self._callbacks.on_error, error)
-        else:
-            self._tell(self._callbacks.on_checkpoint, path)
+            self.save()
 
     def _tell(self, function: Callable[..., object], *values: object) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -30,8 +30,6 @@ class Draft:
     counter: int
     update: int
     decisions: int
-    finished_s: float | None = None
-    """Monotonic time at which its update was finished; None where no update made it."""
     golden_inputs: tuple[FloatArray, FloatArray] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     checkpoint: str = ""
@@ -103,7 +101,7 @@ class Pipeline:
                 checkpoint=draft.checkpoint,
                 allow_unchanged=draft.allow_unchanged,
             )
-            entry = self._publisher.publish(bundle, draft.finished_s)
+            entry = self._publisher.publish(bundle)
         except (ExportError, BundleError, OSError) as error:
             self.failed += 1
             self.last_error = str(error)

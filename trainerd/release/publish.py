@@ -29,11 +29,9 @@ class NothingToRollBackError(RoverError):
 
 
 class Publisher:
-    """Keep what is wanted and tell ``on_wanted`` (offer, monotonic time of the update's end or None); thread-safe."""
+    """Keep what is wanted and tell ``on_wanted`` (the offer, and whether somebody chose it); thread-safe."""
 
-    def __init__(
-        self, registry: Registry, run_id: str, choice: Path, on_wanted: Callable[[Offer, float | None], None]
-    ) -> None:
+    def __init__(self, registry: Registry, run_id: str, choice: Path, on_wanted: Callable[[Offer, bool], None]) -> None:
         """Want nothing yet; the pinned policy is kept in the file ``choice``."""
         self.run_id = run_id
         self.exports = 0
@@ -45,12 +43,8 @@ class Publisher:
         self._history: list[str] = []
         self._lock = threading.Lock()
 
-    def publish(self, bundle: bytes, finished_s: float | None = None) -> Entry:
+    def publish(self, bundle: bytes) -> Entry:
         """Keep a new policy, and want it unless one is pinned.
-
-        Args:
-            bundle: the bundle file.
-            finished_s: monotonic time at which its update was finished.
 
         Raises:
             BundleError: it is not a bundle.
@@ -61,7 +55,7 @@ class Publisher:
         with self._lock:
             self.exports += 1
             if self.is_following:
-                self._want(entry, finished_s)
+                self._want(entry, is_chosen=False)
             used = {entry.policy_id, *self._history[-2:]} | ({self.wanted.policy_id} if self.wanted else set())
         self._registry.prune(used)
         return entry
@@ -81,7 +75,7 @@ class Publisher:
             is_change = self.wanted is None or self.wanted.policy_id != entry.policy_id or follow != self.is_following
             self.is_following = follow
             self._remember(None if follow else entry.policy_id)
-            self._want(entry, None)
+            self._want(entry, is_chosen=True)
         log.info("policy.deployed", policy_id=entry.policy_id, counter=entry.counter, is_following=follow)
         return entry, is_change
 
@@ -97,7 +91,7 @@ class Publisher:
             entry = self._registry.get(self._history.pop())
             self.is_following = False
             self._remember(entry.policy_id)
-            self._want(entry, None, keep=False)
+            self._want(entry, is_chosen=True, keep=False)
         log.info("policy.rolled_back", policy_id=entry.policy_id, counter=entry.counter)
         return entry
 
@@ -105,11 +99,11 @@ class Publisher:
         """Return the offer of any policy; raises NoSuchPolicyError."""
         return _offer(self._registry.get(policy_id))
 
-    def _want(self, entry: Entry, finished_s: float | None, *, keep: bool = True) -> None:
+    def _want(self, entry: Entry, *, is_chosen: bool, keep: bool = True) -> None:
         if keep and self.wanted is not None and self.wanted.policy_id != entry.policy_id:
             self._history = [*self._history[-HISTORY:], self.wanted.policy_id]
         self.wanted = entry
-        self._on_wanted(_offer(entry), finished_s)
+        self._on_wanted(_offer(entry), is_chosen)
 
     def resume(self) -> None:
         """Want what was wanted before the start: the pinned policy, else the newest of the run."""
@@ -120,7 +114,7 @@ class Publisher:
         except (OSError, ValueError, KeyError, TypeError, NoSuchPolicyError):
             self.wanted = self._registry.newest(self.run_id)
         if self.wanted is not None:
-            self._on_wanted(_offer(self.wanted), None)
+            self._on_wanted(_offer(self.wanted), True)
 
     def _remember(self, policy_id: str | None) -> None:
         """Keep a pinned policy across restarts."""

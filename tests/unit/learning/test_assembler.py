@@ -30,7 +30,7 @@ def test_a_decisions_reward_is_the_sum_of_its_ticks(assembler, script):
     feed(assembler, script.step(1.0), script.step(2.0), script.step(4.0))
     assert assembler.rows == 1
     assert rollout_of(assembler).reward[0] == 3.0
-    assert assembler.counters["trained"] == 2
+    assert assembler.counters["collected"] == 2
     assert assembler.counters["pending"] == 1
 
 
@@ -53,7 +53,7 @@ def test_a_break_within_an_episode_lets_it_go_on_in_a_new_segment(assembler, scr
     feed(assembler, script.step(), script.step(), script.end("takeover"), script.step(), script.step(), script.end())
     rollout = rollout_of(assembler)
     assert rollout.successor[:2].tolist() == [rollout.capacity, TERMINATED]
-    assert assembler.counters["trained"] == 4
+    assert assembler.counters["collected"] == 4
 
 
 def test_a_change_of_policy_within_an_episode_cuts_the_segment(assembler, script):
@@ -71,7 +71,7 @@ def test_a_gap_drops_the_pending_decision_as_broken(assembler, script):
     counters = assembler.counters
     assert counters["broken"] == 3
     assert rollout_of(assembler).successor[0] >= rollout_of(assembler).capacity
-    assert counters["trained"] == 2
+    assert counters["collected"] == 2
 
 
 def test_a_stale_decision_is_dropped_and_cuts_its_segment(assembler, script):
@@ -102,7 +102,7 @@ def test_a_humans_decision_is_a_demonstration_with_their_action(assembler, scrip
     human = {"source": "human", "behaviour": None, "human_action": np.array([0.25, 0.75], np.float32)}
     feed(assembler, script.step(**human), script.step(**human), script.step())
     rollout = rollout_of(assembler)
-    assert assembler.counters["demonstration"] == 2
+    assert rollout.steps == {"demonstration": 2}
     assert (rollout.policy_weight[0], rollout.value_weight[0], rollout.cloning_weight[0]) == (0.0, 0.0, 1.0)
     np.testing.assert_allclose(np.tanh(rollout.u[0]), [0.0, 0.5], atol=1e-6)
 
@@ -119,9 +119,8 @@ def test_a_reward_that_is_no_number_is_quarantined_and_its_term_named(assembler,
     feed(assembler, *(script.step() for _ in range(3)), script.step(math.nan, reward_terms=terms))
     feed(assembler, *(script.step() for _ in range(3)))
     assert assembler.faults == {"reward.mine": 1}
-    assert assembler.counters == {
-        "trained": 4, "demonstration": 0, "stale": 0, "broken": 1, "quarantined": 1, "evaluation": 0, "pending": 1,
-    }  # fmt: skip
+    counted = {fate: count for fate, count in assembler.counters.items() if count}
+    assert counted == {"collected": 4, "broken": 1, "quarantined": 1, "pending": 1}
     assert np.isfinite(rollout_of(assembler).reward[:2]).all()
 
 
@@ -169,7 +168,7 @@ def test_segments_cut_again_and_again_fill_a_rollout_early_and_lose_nothing(toy,
     assembler = Assembler(toy.rollouts(400), staleness_limit=2)
     while assembler.take_filled() is None:
         feed(assembler, script.step(), script.step(), script.end("truncated"))
-    assert assembler.counters["trained"] >= 60
+    assert assembler.counters["collected"] >= 60
 
 
 def test_a_constant_reward_and_an_endless_episode_raise_alarms_that_clear(toy, script):
@@ -184,6 +183,70 @@ def test_an_alarm_travels_with_the_rollout(toy, script):
     assembler = Assembler(toy.rollouts(8), staleness_limit=2, alarm_steps=10)
     feed(assembler, *(script.step() for _ in range(17)))
     assert assembler.take_filled().alarms == ("reward_constant", "no_terminal")
+
+
+def filled_of(assembler, script):
+    while (filled := assembler.take_filled()) is None:
+        feed(assembler, script.step())
+    return filled
+
+
+def test_steps_count_as_trained_only_once_their_rollout_was_trained_on(assembler, script):
+    human = {"source": "human", "behaviour": None}
+    feed(assembler, script.step(**human), script.step(**human))
+    filled = filled_of(assembler, script)
+    assert (assembler.counters["trained"], assembler.counters["collected"]) == (0, 16)
+    assembler.settle(filled.steps, "trained")
+    counters = assembler.counters
+    assert (counters["trained"], counters["demonstration"], counters["collected"]) == (14, 2, 0)
+    assert assembler.is_balanced
+
+
+@pytest.mark.parametrize("fate", ["alarmed", "frozen", "normaliser", "rolled_back", "unused"])
+def test_steps_of_a_rollout_that_was_not_trained_on_are_told_apart(assembler, script, fate):
+    assembler.settle(filled_of(assembler, script).steps, fate)
+    assert (assembler.counters[fate], assembler.counters["trained"], assembler.counters["collected"]) == (16, 0, 0)
+    assert assembler.is_balanced
+
+
+def test_a_released_rollout_forgets_its_steps(toy, script):
+    rollouts = toy.rollouts(2, 1)
+    assembler = Assembler(rollouts, staleness_limit=2)
+    filled = filled_of(assembler, script)
+    rollouts.release(filled)
+    assert sum(filled.steps.values()) == 0
+
+
+def test_what_is_skipped_is_unused_and_what_follows_begins_a_new_segment(assembler, script):
+    feed(assembler, *(script.step() for _ in range(3)))
+    for record in (script.step(), script.step(), script.end()):
+        assembler.skip(record)
+        assert assembler.is_balanced
+    feed(assembler, *(script.step() for _ in range(3)))
+    counted = {fate: count for fate, count in assembler.counters.items() if count}
+    assert counted == {"collected": 4, "broken": 1, "unused": 2, "pending": 1}
+    assert rollout_of(assembler).successor[0] == rollout_of(assembler).capacity
+
+
+def test_skipping_needs_no_free_rollout(toy, script):
+    assembler = Assembler(toy.rollouts(2), staleness_limit=2)
+    feed(assembler, *(script.step() for _ in range(9)))
+    record = script.step()
+    assert not assembler.add(record)
+    assembler.skip(record)
+    assert assembler.counters["unused"] == 1
+    assert assembler.is_balanced
+
+
+def test_a_discarded_rollout_is_free_again_and_its_steps_are_unused(toy, script):
+    rollouts = toy.rollouts(8, 1)
+    assembler = Assembler(rollouts, staleness_limit=2)
+    feed(assembler, *(script.step() for _ in range(5)))
+    assembler.discard()
+    assembler.discard()
+    assert (assembler.counters["unused"], assembler.counters["collected"]) == (4, 0)
+    assert assembler.is_balanced
+    assert rollouts.acquire().rows == 0
 
 
 def test_closing_a_boot_drops_what_is_pending(assembler, script):
@@ -217,6 +280,7 @@ def test_whatever_comes_every_step_is_counted_once_and_every_row_has_a_successor
         "human": {"source": "human", "behaviour": None},
     }
     steps = 0
+    fates = ["trained", "alarmed", "normaliser", "rolled_back", "unused", "frozen"] * 20
     for index in range(max(len(first), len(second))):
         for script, events in scripts:
             event = events[index] if index < len(events) else "step"
@@ -230,6 +294,7 @@ def test_whatever_comes_every_step_is_counted_once_and_every_row_has_a_successor
             assert assembler.add(record)
             filled = assembler.take_filled()
             if filled is not None:
+                assembler.settle(filled.steps, fates.pop())
                 rows = np.arange(filled.rows)
                 successor = filled.successor[: filled.rows]
                 assert ((successor == TERMINATED) | (successor > rows)).all()

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,53 @@ def test_only_the_newest_are_kept(learner, tmp_path):
     for learner.updates in (1, 2, 9, 10):
         checkpoint.save(tmp_path, learner, keep=2)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["ppo_update_9", "ppo_update_10"]
+
+
+def test_later_checkpoints_are_set_aside_and_no_longer_the_newest(learner, tmp_path):
+    for learner.updates in (2, 4, 6):
+        checkpoint.save(tmp_path, learner)
+    aside = checkpoint.set_aside(tmp_path, above=2)
+    assert [path.name for path in checkpoint.found(aside)] == ["ppo_update_4", "ppo_update_6"]
+    assert checkpoint.latest(tmp_path)[0].path.name == "ppo_update_2"
+    assert checkpoint.set_aside(tmp_path, above=2) is None
+    again = checkpoint.set_aside(tmp_path)
+    assert again != aside
+    assert checkpoint.found(tmp_path) == []
+
+
+class PowerCutError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_power_cut_while_a_checkpoint_replaces_another_leaves_one_of_the_two(learner, tmp_path, monkeypatch, renames):
+    path = checkpoint.save(tmp_path, learner, extra={"which": "old"})
+    rename, left = Path.rename, [renames]
+
+    def cut(self, target):
+        if left[0] == 0:
+            raise PowerCutError
+        left[0] -= 1
+        return rename(self, target)
+
+    def no_time(*_arguments, **_facts):
+        pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cut)
+        patch.setattr("shutil.rmtree", no_time)
+        if renames < 2:
+            with pytest.raises(PowerCutError):
+                checkpoint.save(tmp_path, learner, extra={"which": "new"})
+        else:
+            checkpoint.save(tmp_path, learner, extra={"which": "new"})
+    newest, reasons = checkpoint.latest(tmp_path)
+    assert (newest.path, reasons) == (path, [])
+    assert newest.facts["extra"] == {"which": "new" if renames == 2 else "old"}
+    assert checkpoint.found(tmp_path) == [path]
+    checkpoint.save(tmp_path, learner, extra={"which": "last"})
+    assert [each.name for each in tmp_path.iterdir()] == [path.name], "nothing is left lying about"
+    assert checkpoint.load(path).facts["extra"] == {"which": "last"}
 
 
 def test_other_names_of_weights_are_refused_by_name(learner, toy, tmp_path):

@@ -43,6 +43,30 @@ def test_the_first_frames_only_fit_the_normaliser(seeing, finish):
     assert not finish(learner.update(seeing.filled(learner))).fitted
 
 
+def test_a_result_says_what_became_of_the_rollouts_steps(seeing, finish, monkeypatch):
+    learner = seeing.learner(network={"normaliser_frames": 32})
+
+    def fate(**facts):
+        rollout = seeing.filled(learner)
+        rollout.steps.update(trained=70, demonstration=2)
+        for name, value in facts.items():
+            setattr(rollout, name, value)
+        result = finish(learner.update(rollout))
+        assert result.steps == {"trained": 70, "demonstration": 2}
+        return result.fate
+
+    assert fate(alarms=("reward_constant",)) == "alarmed"
+    assert fate() == "normaliser"
+    assert fate() == "trained"
+
+    def undone(*_arguments, **_facts):
+        yield
+        return {"rolled_back": 1.0}
+
+    monkeypatch.setattr("trainerd.learning.learner.ppo_update", undone)
+    assert fate() == "rolled_back"
+
+
 def test_the_std_follows_decisions_done_of_the_budget(toy, finish):
     learner = toy.learner(budget=64, network={"std": "schedule", "std_start": 0.9, "std_end": 0.3, "std_end_at": 1.0})
     finish(learner.update(toy.filled(learner)))

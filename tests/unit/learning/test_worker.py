@@ -11,13 +11,14 @@ pytestmark = pytest.mark.component
 
 class Heard:
     def __init__(self):
-        self.updates, self.checkpoints, self.errors = [], [], []
+        self.updates, self.checkpoints, self.errors, self.unused = [], [], [], []
         self.ready, self.updated, self.saved, self.failed = (asyncio.Event() for _ in range(4))
         self.callbacks = Callbacks(
             lambda seconds: self.ready.set(),
             lambda result, snapshot: (self.updates.append((result, snapshot)), self.updated.set()),
             lambda path: (self.checkpoints.append(path), self.saved.set()),
             lambda error: (self.errors.append(error), self.failed.set()),
+            self.unused.append,
         )
 
 
@@ -32,8 +33,8 @@ async def running(worker):
             await task
 
 
-def make(toy, folder, heard, **options):
-    learner = toy.learner()
+def make(toy, folder, heard, budget=10_000, **options):
+    learner = toy.learner(budget=budget)
     rollouts = toy.rollouts(32)
     return Worker(learner, rollouts, heard.callbacks, checkpoint_folder=folder, **options)
 
@@ -43,7 +44,7 @@ async def test_a_submitted_rollout_gives_a_result_a_snapshot_and_a_checkpoint(to
     worker = make(toy, tmp_path, heard, checkpoint_interval=1)
     async with running(worker):
         await heard.ready.wait()
-        assert worker.submit(toy.filled(worker.learner))
+        worker.submit(toy.filled(worker.learner))
         await heard.saved.wait()
     result, snapshot = heard.updates[0]
     assert result.update == 1
@@ -87,6 +88,55 @@ async def test_pause_rests_between_two_minibatches_and_resume_goes_on(toy, tmp_p
         worker.resume()
         await done.wait()
     assert passed == [0, 1, 2]
+
+
+async def settled(worker):
+    """Wait until the thread has looked at its queues twice more."""
+    loop = asyncio.get_running_loop()
+    for _ in range(2):
+        looked = asyncio.Event()
+
+        def job(looked=looked):
+            yield from ()
+            loop.call_soon_threadsafe(looked.set)
+
+        worker.submit_job(job)
+        await looked.wait()
+
+
+async def test_once_the_budget_is_spent_no_queued_rollout_changes_the_network(toy, tmp_path):
+    heard = Heard()
+    worker = make(toy, tmp_path, heard, budget=32)
+    rollouts = [toy.filled(worker.learner, seed=seed) for seed in range(3)]
+    for rollout in rollouts:
+        rollout.steps["trained"] = 64
+    worker.submit(rollouts[0])
+    worker.submit(rollouts[1])
+    async with running(worker):
+        await heard.updated.wait()
+        assert heard.unused == [{"trained": 64}], "discarded before anybody hears that the budget is spent"
+        worker.submit(rollouts[2])
+        await settled(worker)
+    assert len(heard.unused) == 2
+    assert [result.update for result, _ in heard.updates] == [1]
+    assert worker.learner.updates == 1
+    assert [rollout.rows for rollout in rollouts] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("rest", ["hold", "pause"])
+async def test_a_full_rollout_waits_while_nothing_may_begin_and_a_checkpoint_can_be_written(toy, tmp_path, rest):
+    heard = Heard()
+    worker = make(toy, tmp_path, heard)
+    getattr(worker, rest)()
+    async with running(worker):
+        worker.submit(toy.filled(worker.learner))
+        worker.request_checkpoint()
+        await heard.saved.wait()
+        assert not worker.is_resting
+        assert heard.updates == []
+        worker.resume()
+        await heard.updated.wait()
+    assert heard.updates[0][0].update == 1
 
 
 async def test_stopping_within_an_endless_job_takes_one_minibatch(toy, tmp_path):

@@ -30,12 +30,20 @@ class Sink:
     taken: list[Record] = field(default_factory=list)
     closed: list[tuple[str, str]] = field(default_factory=list)
     is_busy: bool = False
+    is_resting: bool = False
+    """Busy for longer, as while training is paused."""
+    passed: list[Record] = field(default_factory=list)
 
     def consume(self, record: Record) -> bool:
-        if self.is_busy:
+        if self.is_busy or (self.is_resting and record.purpose == "training"):
             return False
         self.taken.append(record)
         return True
+
+    def pass_over(self, record: Record) -> bool:
+        if self.is_resting:
+            self.passed.append(record)
+        return self.is_resting
 
     def close(self, rover_id: str, boot_id: str) -> None:
         self.closed.append((rover_id, boot_id))

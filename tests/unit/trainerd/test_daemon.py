@@ -11,6 +11,7 @@ import pytest
 
 from protocol.node.socket import ControlClient, ControlError
 from tests.unit.trainerd.rover import BARE, FakeRover
+from trainerd.learning.assembler import FATES, OPEN_FATES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 PROFILE = ("--profile", "demo", "--update-interval", "64", "--checkpoint-interval", "2", "--port", "0")
@@ -98,8 +99,8 @@ def test_a_run_learns_stops_with_a_checkpoint_and_goes_on_after_a_kill(begin, ro
     rover.wait_acked()
     status = daemon.until(lambda s: s["policy"]["wanted"] == rover.policy_id and s["policy"]["exports"] > 5, rover)
     steps = status["steps"]
-    fates = ("trained", "demonstration", "stale", "broken", "quarantined", "evaluation", "pending")
-    assert steps["received"] == sum(steps[fate] for fate in fates) > 0
+    assert steps["received"] == sum(steps[fate] for fate in (*FATES, *OPEN_FATES)) > 0
+    assert steps["trained"] > 0
     assert (steps["lost"], steps["duplicates"], status["policy"]["export_failed"]) == (0, 0, 0)
     assert status["health"] == {"ok": True, "causes": []}
     assert status["policy"]["update_to_driving_s"]["max"] < 2.0
@@ -218,7 +219,10 @@ def test_a_flat_reward_is_named_and_not_learned_from(begin, rovers):
         rover.wait_until(lambda: len(rover.kept) < 300)
         rover.drive(120, reward=0.0)
     rover.wait_acked()
-    assert daemon.client.get("/status")["updates"] <= updates
+    status = daemon.client.get("/status")
+    assert status["updates"] <= updates
+    assert status["steps"]["alarmed"] > 0
+    assert status["steps"]["received"] == sum(status["steps"][fate] for fate in (*FATES, *OPEN_FATES))
     assert len(daemon.events("signal.alarmed")) == 1
 
 

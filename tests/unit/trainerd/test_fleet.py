@@ -154,7 +154,7 @@ def test_the_same_boot_comes_back_at_once_and_keeps_its_lane(fleet):
 
 def test_the_wanted_policy_is_offered_until_it_drives_ever_more_slowly(fleet):
     rover = greeted(fleet)
-    fleet.want(OFFER, None)
+    fleet.want(OFFER, is_chosen=True)
     times = []
     for tenth in range(200):
         fleet.ping(rover, Ping(0, order_id="train"), tenth / 10)
@@ -165,14 +165,14 @@ def test_the_wanted_policy_is_offered_until_it_drives_ever_more_slowly(fleet):
 
 
 def test_a_late_rover_gets_the_policy_at_its_hello(fleet):
-    fleet.want(OFFER, None)
+    fleet.want(OFFER, is_chosen=True)
     greeted(fleet, now_s=60.0)
     assert sent(fleet, Offer) == [OFFER]
 
 
 def test_a_policy_that_a_rover_refused_is_not_offered_again_but_a_newer_one_is(fleet):
     rover = greeted(fleet)
-    fleet.want(OFFER, 0.0)
+    fleet.want(OFFER, is_chosen=False)
     fleet.verdict(rover, Verdict(OFFER.policy_id, "refused", "NaN in golden"), 1.0)
     sent(fleet, Offer)
     fleet.tick(100.0)
@@ -181,24 +181,67 @@ def test_a_policy_that_a_rover_refused_is_not_offered_again_but_a_newer_one_is(f
     assert sent(fleet, Offer) == []
     assert "rover-1: refused policy pppppppp: NaN in golden" in fleet.causes(100.0)
     newer = Offer("q" * 8, 4, 100, "0" * 64)
-    fleet.want(newer, 101.0)
+    fleet.want(newer, is_chosen=False)
     fleet.ping(rover, Ping(0), 101.0)
     assert sent(fleet, Offer) == [newer]
 
 
 def test_an_older_policy_is_offered_as_a_rollback(fleet):
     rover = greeted(fleet, policy_id="z", policy_counter=9)
-    fleet.want(OFFER, None)
+    fleet.want(OFFER, is_chosen=True)
     fleet.converge(rover, 0.0)
     assert sent(fleet, Offer)[0].rollback
 
 
 def test_the_time_from_update_to_driving_is_measured(fleet):
     rover = greeted(fleet)
-    fleet.want(OFFER, 10.0)
+    fleet.expect(OFFER.counter, 10.0)
+    fleet.want(OFFER, is_chosen=False)
     fleet.verdict(rover, Verdict(OFFER.policy_id, "driving"), 10.75)
     fleet.ping(rover, Ping(0, OFFER.policy_id, 3), 11.0)
     assert fleet.update_to_driving_s == [0.75]
+
+
+def test_updates_that_were_overtaken_before_they_drove_count_with_the_age_they_had(fleet):
+    rover = greeted(fleet)
+    offers = [Offer(letter * 8, counter, 100, "0" * 64) for counter, letter in ((3, "p"), (5, "q"), (6, "r"))]
+    for counter, finished_s in ((3, 10.0), (4, 11.0), (5, 12.0), (6, 13.0)):  # the export of the second one failed
+        fleet.expect(counter, finished_s)
+    for offer in offers:
+        fleet.want(offer, is_chosen=False)
+    fleet.verdict(rover, Verdict(offers[1].policy_id, "driving"), 12.5)
+    assert fleet.update_to_driving_s == [2.5, 1.5, 0.5]
+    fleet.ping(rover, Ping(0, offers[1].policy_id, 5), 12.6)
+    fleet.ping(rover, Ping(0, "unheard of", 99), 12.7)
+    assert len(fleet.update_to_driving_s) == 3
+    fleet.ping(rover, Ping(0, offers[2].policy_id, 6), 14.0)
+    assert fleet.update_to_driving_s[3:] == [1.0]
+
+
+def test_updates_are_not_expected_to_drive_once_an_older_policy_was_chosen(fleet):
+    rover = greeted(fleet)
+    fleet.expect(4, 10.0)
+    fleet.want(OFFER, is_chosen=True)
+    newer = Offer("q" * 8, 4, 100, "0" * 64)
+    fleet.want(newer, is_chosen=True)
+    fleet.verdict(rover, Verdict(newer.policy_id, "driving"), 500.0)
+    assert fleet.update_to_driving_s == []
+
+
+def test_what_a_rover_dropped_is_counted_for_each_boot_and_named_in_the_health(fleet):
+    rover = greeted(fleet)
+    for stated in (3, 7, 5, "many", None, -1):
+        fleet.ping(rover, Ping(0, order_id="train", status={"overflow": stated}), 0.1)
+    assert fleet.overflow == 7
+    assert "rover-1: it dropped 7 records while the trainer was away" in fleet.causes(0.2)
+    again = greeted(fleet, now_s=0.3, identity=b"b")
+    assert fleet.overflow == 7, "the same boot came back"
+    fleet.part(again, "goodbye")
+    new = greeted(fleet, now_s=2.0, identity=b"c", boot_id="boot-2")
+    assert fleet.overflow == 7
+    assert not [cause for cause in fleet.causes(2.1) if "dropped" in cause]
+    fleet.ping(new, Ping(0, order_id="train", status={"overflow": 2}), 2.2)
+    assert (fleet.overflow, new.to_map(2.2)["overflow"]) == (9, 2)
 
 
 def test_a_rover_gets_its_order_again_after_a_restart(fleet):
@@ -221,18 +264,18 @@ def test_silence_is_noticed_and_named(fleet):
     assert fleet.causes(30.0) == ["no rover is connected"]
 
 
-def ended(order_id, serial, *, success=True, return_=1.0):
+def ended(order_id, serial, *, success=True, return_=1.0, reason="terminated"):
     facts = {"duration_s": 4.0, "path_m": 2.0, "shortest_path_m": 1.5, "collided": float(not success)}
     end = EpisodeEnd.__new__(EpisodeEnd)
     values = {"order_id": order_id, "episode_serial": serial, "success": success, "return_": return_, "metrics": facts}
-    for name, value in {"ends_episode": True, "reason": "terminated", **values}.items():
+    for name, value in {"ends_episode": True, "reason": reason, **values}.items():
         setattr(end, name, value)
     return end
 
 
 def test_an_evaluation_waits_for_its_policy_and_then_the_rover_goes_back_to_its_order(fleet):
     rover = greeted(fleet)
-    fleet.want(Offer("new", 5, 1, ""), None)
+    fleet.want(Offer("new", 5, 1, ""), is_chosen=True)
     fleet.ping(rover, Ping(0, "new", 5, "train"), 0.0)
     fleet.outbox.clear()
     fleet.know(OFFER)
@@ -252,6 +295,20 @@ def test_an_evaluation_waits_for_its_policy_and_then_the_rover_goes_back_to_its_
     fleet.converge(rover, 2.0)
     assert [order.mode for order in sent(fleet, Order)] == ["train"]
     assert [offer.policy_id for offer in sent(fleet, Offer)] == ["new"]
+
+
+@pytest.mark.parametrize("reason", ["stopped", "fault", "takeover"])
+def test_an_episode_that_the_task_did_not_end_is_no_result_of_an_evaluation(fleet, reason):
+    greeted(fleet)
+    order = evaluation_order("reactive", "", 2, 0)
+    evaluation = fleet.evaluations.ask("rover-1", "reactive", order, 0.0)
+    fleet.evaluations.collect(ended(order.order_id, 0, success=False, reason=reason), 1.0)
+    assert (evaluation.ends, evaluation.progress_s) == ({}, 0.0)
+    fleet.evaluations.collect(ended(order.order_id, 0), 2.0)
+    fleet.evaluations.collect(ended(order.order_id, 1, success=False, reason=reason), 3.0)
+    assert evaluation.stage == "running"
+    fleet.evaluations.collect(ended(order.order_id, 1, reason="truncated"), 4.0)
+    assert (evaluation.stage, evaluation.to_map()["result"]["n"]) == ("finished", 2)
 
 
 def test_an_evaluation_fails_when_the_rover_refuses_or_is_silent(fleet):
@@ -278,6 +335,6 @@ def test_a_damaged_run_file_is_an_error_that_says_what_to_do(tmp_path):
 
 def test_every_message_of_the_fleet_can_be_encoded(fleet):
     greeted(fleet)
-    fleet.want(OFFER, None)
+    fleet.want(OFFER, is_chosen=True)
     fleet.tick(0.0)
     assert all(messages.encode(message) for _, message in fleet.outbox)

@@ -287,6 +287,24 @@ def test_an_episode_that_ends_by_order_reaches_its_evaluation(bench):
     assert sum(isinstance(record, EpisodeEnd) for record in bench.sink.taken) == 2
 
 
+def test_records_that_wait_for_a_resting_learner_do_not_stand_in_the_way_of_an_evaluation(bench):
+    from trainerd.evaluate import evaluation_order
+
+    bench.sink.is_resting = True
+    rover = bench.rover()
+    rover.greet()
+    rover.drive(30)
+    rover.wait_until(lambda: bench.ask(lambda: len(bench.fleet.rovers["rover-1"].lane.waiting)) == 31)
+    assert bench.sink.passed == []
+    order = evaluation_order("reactive", "", 1, 0)
+    bench.ask(lambda: bench.fleet.evaluations.ask("rover-1", "reactive", order, 10.0**9))
+    rover.wait_until(lambda: rover.order == order)
+    rover.drive(30, purpose="evaluation")
+    rover.wait_acked()
+    assert (len(bench.sink.passed), len(bench.sink.taken)) == (31, 31)
+    assert bench.ask(lambda: bench.fleet.evaluations.get(order.order_id).stage) == "finished"
+
+
 def test_a_port_in_use_is_one_line_that_says_what_to_do(bench, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

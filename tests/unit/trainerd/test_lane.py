@@ -28,7 +28,7 @@ def test_any_order_and_any_repeats_come_out_once_and_in_order(order, repeats):
     assert out == list(range(20))
     assert lane.tally.records == 20
     assert lane.tally.duplicates == len(repeats)
-    assert lane.done.to_list() == [[0, 19]]
+    assert lane.received.to_list() == [[0, 19]]
 
 
 def test_what_came_before_the_floor_is_a_duplicate():
@@ -71,11 +71,11 @@ def test_a_record_that_comes_after_its_place_was_given_up_is_acknowledged_and_dr
     lane.give_up_gap()
     lane.take()
     assert not lane.offer(0, "a")
-    assert (lane.tally.late, lane.done.to_list()) == (1, [[0, 1]])
+    assert (lane.tally.late, lane.received.to_list()) == (1, [[0, 1]])
 
 
 def test_more_than_the_credit_is_neither_kept_nor_acknowledged():
     lane = Lane.begin(0, 2, Tally())
     assert [lane.offer(seq, seq) for seq in range(4)] == [True, True, False, False]
     assert lane.tally.refused == 2
-    assert lane.done.to_list() == []
+    assert lane.received.to_list() == []

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -7,7 +10,7 @@ from trainerd.ctl import main as trainerctl
 
 
 def parse(*arguments):
-    from trainerd.main import parse as parse_arguments
+    from trainerd.options import parse as parse_arguments
 
     return parse_arguments(arguments)
 
@@ -40,6 +43,31 @@ def test_wrong_settings_end_with_status_2_and_a_line_each(capsys):
 
     assert main(["--profile", "demoo"]) == 2
     assert "no such profile; there are default, demo" in capsys.readouterr().err
+
+
+@pytest.mark.component
+def test_a_table_of_a_plugin_that_there_is_not_ends_with_status_2(tmp_path):
+    (tmp_path / "trainerd.toml").write_text("[plugins.colunm]\na = 2\n[plugins.zzz]\na = 1\n[plugins.goal]\n")
+    words = [sys.executable, "-m", "trainerd", "--config", "trainerd.toml", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("trainerd: plugins.")]
+    assert lines[0].endswith("plugins.colunm: the trainer has no plugin of that name; did you mean plugins.column?")
+    assert "plugins.zzz: the trainer has no plugin of that name; there are " in lines[1]
+    assert len(lines) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["trainerd.toml"], "nothing was begun"
+
+
+@pytest.mark.parametrize(("words", "seed"), [(["reward", "lint"], 2_000_000), (["evaluate"], 1_000_000)])
+def test_a_choice_uses_other_arenas_than_a_report(words, seed):
+    import argparse
+
+    from trainerd.ctl import COMMANDS
+
+    parser = argparse.ArgumentParser()
+    next(command for command in COMMANDS if command.words == tuple(words)).arguments(parser)
+    assert parser.parse_args([]).seed == seed
 
 
 def test_config_show_names_the_origin_without_a_daemon(capsys, tmp_path):

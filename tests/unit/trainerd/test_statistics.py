@@ -1,6 +1,6 @@
 import pytest
 
-from trainerd.lab.statistics import newcombe, wilson
+from trainerd.lab.statistics import wilson
 
 
 @pytest.mark.parametrize(
@@ -9,10 +9,6 @@ from trainerd.lab.statistics import newcombe, wilson
 )
 def test_wilson_gives_the_intervals_of_newcombe_1998(successes, trials, low, high):
     assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_newcombe_gives_the_published_difference():
-    assert newcombe(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
 
 
 def test_wilson_knows_nothing_without_trials():
