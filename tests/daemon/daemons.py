@@ -338,5 +338,8 @@ def driving(rover: Daemon, deadline_s: float = PATIENCE_S) -> dict[str, Any]:
 
 def unbalanced(steps: Mapping[str, int]) -> int:
     """Return how many of the received steps of a trainer's status are in none of its counters."""
-    fates = ("trained", "demonstration", "stale", "broken", "quarantined", "evaluation", "pending")
+    fates = (
+        *("trained", "demonstration", "stale", "broken", "quarantined", "evaluation"),
+        *("alarmed", "frozen", "normaliser", "rolled_back", "unused", "pending", "collected"),
+    )
     return steps["received"] - sum(steps[name] for name in fates)

@@ -189,6 +189,7 @@ def test_row_37_a_humans_steps_are_marked_and_the_segment_breaks_where_the_hand_
         each for each in records if each["kind"] == "step" and each["source"] not in {"policy", "gate", "human"}
     ]
     assert not strangers
+    wait_until(lambda: pair.trainer.get()["steps"]["demonstration"] - taken >= len(human), what="they are learned from")
     status = pair.trainer.get()
     assert status["steps"]["demonstration"] - taken == len(human)
     assert status["steps"]["lost"] == status["steps"]["duplicates"] == 0

@@ -152,10 +152,11 @@ def test_steps_with_a_failing_term_are_quarantined_by_its_name_until_it_is_disab
     wait_until(lambda: made.get()["policy"]["policy_id"], what="a policy")
     trainer.post("/train/start")
     driving(made)
-    faults = wait_until(lambda: trainer.get()["quarantined"], what="quarantined steps")
-    assert set(faults) == {"reward.raising"}
-    assert faults["reward.raising"] == trainer.get()["steps"]["quarantined"] <= 3
-    trained = trainer.get()["steps"]["trained"]
+    wait_until(lambda: plugin(made, "raising")["state"] == "disabled", what="disabled")
+    status = wait_until(lambda: (new := trainer.get())["quarantined"] and new, what="quarantined steps")
+    assert set(status["quarantined"]) == {"reward.raising"}
+    assert status["quarantined"]["reward.raising"] == status["steps"]["quarantined"] <= 3
+    trained = status["steps"]["trained"]
     wait_until(lambda: trainer.get()["steps"]["trained"] > trained + 50, what="training goes on without the term")
     assert made.stop() == 0
     trainer.post("/train/stop")

@@ -134,7 +134,7 @@ def test_a_daemon_that_dies_is_reported_with_the_end_of_its_log(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "brokend").mkdir()
     lines = "\n".join(f"print('line {n}')" for n in range(30))
-    (tmp_path / "brokend" / "main.py").write_text(f"{lines}\nraise SystemExit(3)\n")
+    (tmp_path / "brokend" / "__main__.py").write_text(f"{lines}\nraise SystemExit(3)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     daemon = Daemon("brokend", [], control_socket=tmp_path / "c.sock", log=tmp_path / "log")
     with pytest.raises(DaemonDiedError) as caught:
