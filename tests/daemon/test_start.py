@@ -66,7 +66,7 @@ def test_a_port_in_use_is_one_line_and_exit_1(site):
 
 
 def test_a_missing_plugin_is_one_line_that_names_the_nearest(site):
-    common = ("--control-socket", "c.sock", "--state-dir", "state")
+    common = ("--control-socket", "c.sock", "--state-dir", "state", "--rate", "0")
     for words in (("--set", "robot=syntethic"), ("--set", "robot=synthetic", "--task", "gaol")):
         line = one_line(site.run("roverd", *common, *words), 1)
         assert "did you mean synthetic?" in line or "did you mean goal?" in line

@@ -245,6 +245,7 @@ def test_row_16_roverd_refuses_to_start_with_a_bundle_for_another_robot(run):
     kept.write_bytes(bundle.read_bytes())
     settings = {
         "robot": "synthetic",
+        "control.rate_hz": 0,
         "plugins.synthetic.image_height": 20,
         "plugins.synthetic.image_width": 12,
         "state_dir": run.site.folder / "other",
