@@ -13,7 +13,10 @@ def create(settings: SimSettings) -> Robot:
         require(module, "sim")
     from plugins.robots.sim.robot import SimRobot  # noqa: PLC0415 - mujoco and numba only where they are used
 
-    return SimRobot(settings)
+    robot = SimRobot(settings)
+    robot.reset(0)
+    robot.read(images=True)  # compiles the renderer now, where nobody waits for a frame
+    return robot
 
 
 @hookimpl
