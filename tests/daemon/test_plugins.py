@@ -72,6 +72,7 @@ def returns(trainer, name, episodes="1"):
     return answer.json["result"]["return"]
 
 
+@pytest.mark.slow
 def test_row_34_the_goal_tasks_own_reward_passes_its_lint(trainer, shared_site):
     made = rover(trainer, shared_site, "plain", GOAL)
     answer = trainer.ctl("reward", "lint", "--rover", "plain", "--episodes", LINT_EPISODES, patience_s=150)

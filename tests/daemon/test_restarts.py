@@ -93,6 +93,7 @@ def run(shared_site):
     return Run(shared_site)
 
 
+@pytest.mark.slow
 def test_trainerd_killed_twice_goes_on_from_its_last_checkpoint(run, record_figure):
     draw = random.Random(seed := random.randrange(1 << 30))
     print(f"seed {seed}")
