@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import math
 import time
@@ -19,7 +18,7 @@ from protocol.errors import RoverError
 from protocol.images import CODECS
 from protocol.messages import Chunk, Hello, Message, Offer, Order, Ping
 from protocol.moment import Outcome
-from protocol.node.config import ConfigError, validate_table
+from protocol.node.config import check_plugin_tables, validate_table
 from roverd.control.ring import RingWriter
 from roverd.control.safety import Limits
 from roverd.drive import Drive, own_number
@@ -72,7 +71,8 @@ class Parts:
 async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     """Load plugins, start the control process, and wire everything; raises RoverError on what does not fit."""
     plugins = PluginManager(groups=("robots", "tasks", "rewards", "controllers"))
-    _check_tables(settings, plugins)
+    known = [*plugins.names("robots"), *plugins.names("tasks")]
+    check_plugin_tables(settings.plugins, known, "no plugin of that name has options")
     robot_plugin, task_plugin = plugins.robot(settings.robot), plugins.task(settings.task)
     robot_settings = _table(robot_plugin.settings, settings, settings.robot)
     robot = robot_plugin.create(robot_settings)
@@ -171,18 +171,6 @@ def _check_clock(settings: Settings, spec: RobotSpec) -> None:
         raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} declares {spec.control_rate_hz:g}, or 0")
     if spec.action_delay_ms <= 0:
         raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} has no action delay: no time to decide")
-
-
-def _check_tables(settings: Settings, plugins: PluginManager) -> None:
-    known = [*plugins.names("robots"), *plugins.names("tasks")]
-    mistakes = []
-    for name in settings.plugins:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean plugins.{near[0]}?" if near else f"; there are {', '.join(known)}"
-            mistakes.append(f"plugins.{name}: no plugin of that name has options{hint}")
-    if mistakes:
-        raise ConfigError(mistakes)
 
 
 class _GuardedTask:

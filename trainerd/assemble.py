@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from plugins.manager import PluginManager
-from protocol.node.config import ConfigError
+from protocol.node.config import check_plugin_tables
 from trainerd import start
 from trainerd.cockpit.metrics import Metrics
 from trainerd.collection import Collection
@@ -54,7 +53,8 @@ class Daemon:
 def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
     """Build every part and hand them to each other; nothing runs yet. Raises RoverError."""
     plugins = PluginManager(GROUPS)
-    _check_tables(settings, plugins)
+    known = sorted({row["name"] for row in plugins.listing()})
+    check_plugin_tables(settings.plugins, known, "the trainer has no plugin of that name")
     run_file = start.open_run(settings)
     specified: asyncio.Future[Run] = loop.create_future()
     if run_file.run.specs is not None:
@@ -95,16 +95,3 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
     )
     link = Link(settings, mailbox, fleet, collection, registry)
     return Daemon(settings, run_file, mailbox, plugins, registry, publisher, metrics, collection, training, fleet, link)
-
-
-def _check_tables(settings: Settings, plugins: PluginManager) -> None:
-    """Raise ConfigError for every table of a plugin that there is not."""
-    known = sorted({row["name"] for row in plugins.listing()})
-    mistakes = []
-    for name in settings.plugins:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean plugins.{near[0]}?" if near else f"there are {', '.join(known)}"
-            mistakes.append(f"plugins.{name}: the trainer has no plugin of that name; {hint}")
-    if mistakes:
-        raise ConfigError(mistakes)

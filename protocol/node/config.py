@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -125,6 +125,18 @@ def validate_table(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     merge = _Merge(cls)
     merge.add_table(table, where)
     return merge.build(cls, where)
+
+
+def check_plugin_tables(tables: Iterable[str], known: Sequence[str], complaint: str) -> None:
+    """Raise ConfigError for each ``[plugins.<name>]`` of a plugin that is not ``known``, with the nearest name."""
+    mistakes = []
+    for name in tables:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean plugins.{near[0]}?" if near else f"there are {', '.join(known)}"
+            mistakes.append(f"plugins.{name}: {complaint}; {hint}")
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def show(loaded: Loaded[Any], *, with_origin: bool = False) -> list[tuple[str, str, str]]:
