@@ -112,7 +112,10 @@ class PolicyProcess:
         except (RoverError, OSError) as error:
             answer = {"ok": False, "reason": str(error)}
         answer["seconds"] = time.monotonic() - start
-        self._link.send(msgpack.packb(answer))
+        try:
+            self._link.send(msgpack.packb(answer))
+        except OSError:  # roverd was stopped while the policy loaded
+            return False
         gc.collect()
         return True
 
