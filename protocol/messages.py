@@ -47,6 +47,12 @@ class Hello(Message):
     order_id: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     """What else must be known of the run: seed, reward weights, real-time state."""
+    live_seq: int = 0
+    """Records of this boot from here on come in the live lane; unacknowledged ones below it in the backfill lane."""
+    epoch_ns: int = 0
+    """The rover's wall clock less its monotonic clock at the start of this boot; 0 where it is not known."""
+    backlog: list[dict[str, Any]] = field(default_factory=list)
+    """What is held of earlier boots, oldest first: maps of boot_id, first and next (seq), epoch_ns."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,9 @@ class Welcome(Message):
     credit: int
     boot_id: str
     received: list[list[int]] = field(default_factory=list)
+    """Inclusive ranges of seq of this boot that are safe at the trainer."""
+    backlog: dict[str, list[list[int]]] = field(default_factory=dict)
+    """The same of each earlier boot that the hello named; a boot that is missing here is not wanted now."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,16 @@ class Resend(Message):
     kind: ClassVar[str] = "resend"
     boot_id: str
     ranges: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Gone(Message):
+    """Rover to trainer: these inclusive ranges of seq will never come; the rover does not have them any more."""
+
+    kind: ClassVar[str] = "gone"
+    boot_id: str
+    ranges: list[list[int]]
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +221,7 @@ KINDS: dict[str, type[Message]] = {
         Refuse,
         Ack,
         Resend,
+        Gone,
         Ping,
         Pong,
         Offer,

@@ -20,7 +20,11 @@ OF_TYPE = {
     "float": st.floats(allow_nan=False),
     "bytes": st.binary(max_size=40),
     "dict[str, Any]": st.dictionaries(texts, counts | texts | st.booleans(), max_size=3),
+    "dict[str, list[list[int]]]": st.dictionaries(
+        texts, st.lists(st.lists(counts, min_size=2, max_size=2)), max_size=3
+    ),
     "list[str]": st.lists(texts, max_size=3),
+    "list[dict[str, Any]]": st.lists(st.dictionaries(texts, counts | texts, max_size=3), max_size=3),
     "list[list[int]]": st.lists(st.lists(counts, min_size=2, max_size=2), max_size=3),
 }
 
