@@ -10,21 +10,25 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import secrets
+import struct
 import zipfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import RoverError
+from protocol.framing import MAX_DEPTH, is_deeper
 from protocol.spec import RobotSpec, SpecError, TaskSpec, canonical_hash
 from protocol.transform import InputTransform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 FORMAT = 1
@@ -32,9 +36,23 @@ ONNX = "policy.onnx"
 GOLDEN = "golden.npz"
 MANIFEST = "manifest.json"
 MAX_BUNDLE_BYTES = 256 << 20
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_ENTRIES = 16
+"""Files in a bundle or in its golden.npz: a list of many names takes far more memory than their bytes."""
 GOLDEN_COUNT = 8
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a pre-tanh mean between trainer and robot, float32 networks."""
+GOLDEN_ARRAYS = ("image", "vector", "mean")
+END_RECORD = struct.Struct("<4s4H2IH")
+"""End of a zip (APPNOTE.TXT 4.3.16): signature, disks, entries here and in all, size and place of the list, comment."""
+NPY_HEAD = re.compile(
+    rb"\x93NUMPY\x01\x00([\x00-\xff]{2})"
+    rb"\{'descr': '<f4', 'fortran_order': False, 'shape': \(((?:[0-9]{1,9}, ?){0,4}[0-9]{0,9})\), \} {0,63}\n"
+)
+"""What NumPy writes before a float32 array; its own reader evaluates a Python literal and allocates what that says."""
+NPY_PREFIX_BYTES = 10
+MAX_WHOLE = 1 << 53
+"""Beyond it a float does not hold every whole number, and some JSON readers change them."""
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -123,7 +141,7 @@ def golden_bytes(golden: Golden) -> bytes:
     """Return golden.npz as bytes, equal for equal arrays."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name in ("image", "vector", "mean"):
+        for name in GOLDEN_ARRAYS:
             array = io.BytesIO()
             np.lib.format.write_array(array, np.ascontiguousarray(getattr(golden, name)), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), array.getvalue())
@@ -142,19 +160,14 @@ def pack_bundle(manifest: Manifest, onnx: bytes, golden: bytes) -> bytes:
 
 
 def unpack_bundle(content: bytes) -> Bundle:
-    """Verify a bundle file and return it; raises BundleError that names what is wrong."""
+    """Verify a bundle file and return it; raises BundleError that names what is wrong.
+
+    It takes about twice the file's memory, whatever the file says of itself.
+    """
     if len(content) > MAX_BUNDLE_BYTES:
         raise BundleError(f"bundle: {len(content)} bytes, at most {MAX_BUNDLE_BYTES} are allowed")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for each in archive.infolist():
-                if each.compress_type != zipfile.ZIP_STORED or each.file_size > len(content):
-                    raise BundleError(f"bundle: {each.filename} is compressed or larger than the bundle")
-            values = json.loads(archive.read(MANIFEST))
-            contents = {name: archive.read(name) for name in (ONNX, GOLDEN)}
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, RuntimeError) as error:
-        raise BundleError(f"bundle of {len(content)} bytes: {error}") from error
-    manifest = _manifest(values)
+    contents = _read_stored("bundle", content, (MANIFEST, ONNX, GOLDEN))
+    manifest = _manifest(_manifest_values(contents.pop(MANIFEST)))
     _check_files(manifest, contents)
     return Bundle(manifest, contents[ONNX], _golden(contents[GOLDEN]))
 
@@ -169,12 +182,12 @@ def check_fit(bundle: Bundle, robot: RobotSpec, task: TaskSpec) -> None:
         if not differences and transform != InputTransform.of(robot, task, transform.planes, transform.masked):
             size = (transform.height, transform.width)
             differences.append(f"transform: {size} pixels (height first) and elements are not those of robot and task")
-    except SpecError as error:
+    except (SpecError, TypeError, ValueError, OverflowError) as error:
         raise BundleError(f"policy {bundle.policy_id[:12]}: {error}") from error
     if manifest.runner != "single":
         differences.append(f"runner: single here, {manifest.runner} there")
     if differences:
-        raise BundleError(f"policy {bundle.policy_id[:12]} is for another robot: " + "; ".join(differences))
+        raise BundleError(f"policy {bundle.policy_id[:12]} is for another robot: " + "; ".join(differences)[:3000])
     if len(manifest.log_std) != len(robot.action) or not np.isfinite(manifest.log_std).all():
         raise BundleError(f"policy {bundle.policy_id[:12]}: log_std {manifest.log_std} for {len(robot.action)} actions")
     golden = bundle.golden
@@ -203,9 +216,41 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _manifest(values: Mapping[str, Any]) -> Manifest:
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise BundleError(f"manifest: format {values.get('format') if isinstance(values, dict) else values!r} unknown")
+def _read_stored(where: str, content: bytes, names: Sequence[str]) -> dict[str, bytes]:
+    """Return files of an uncompressed zip without a comment, which together are no larger than the zip."""
+    end = content[-END_RECORD.size :]
+    if len(end) < END_RECORD.size or not end.startswith(b"PK\5\6") or content[-42:-38] == b"PK\6\7":
+        raise BundleError(f"{where} of {len(content)} bytes: its end is not that of a zip as it is packed here")
+    entries, directory_bytes = END_RECORD.unpack(end)[4:6]
+    if entries > MAX_ENTRIES or directory_bytes > MAX_ENTRIES * 256:  # else zipfile would list them all
+        raise BundleError(f"{where}: {entries} files in a list of {directory_bytes} bytes, at most {MAX_ENTRIES}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            sizes = {each.filename: each.file_size for each in archive.infolist()}
+            if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+                raise BundleError(f"{where}: a file in it is compressed")
+            if sum(sizes[name] for name in names) > len(content):
+                raise BundleError(f"{where}: its files are larger than itself")
+            return {name: archive.read(name) for name in names}
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, RuntimeError) as error:
+        raise BundleError(f"{where} of {len(content)} bytes: {error}") from error
+
+
+def _manifest_values(content: bytes) -> dict[str, Any]:
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"manifest: {len(content)} bytes, at most {MAX_MANIFEST_BYTES} are allowed")
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"manifest: {error}") from error
+    if not isinstance(values, dict) or is_deeper(values, MAX_DEPTH):  # asdict and json.dumps overflow the stack
+        raise BundleError(f"manifest: not a map, or more than {MAX_DEPTH} maps and lists within each other")
+    return values
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    if values.get("format") != FORMAT:
+        raise BundleError(f"manifest: format {str(values.get('format'))[:40]} unknown")
     stated = values.pop("policy_id", None)
     try:
         manifest = Manifest(**{k: v for k, v in values.items() if k in Manifest.__dataclass_fields__})
@@ -214,7 +259,28 @@ def _manifest(values: Mapping[str, Any]) -> Manifest:
         raise BundleError(f"manifest: {error}") from error
     if stated != policy_id:
         raise BundleError(f"manifest: policy_id {str(stated)[:12]} does not match its content")
+    wrong = [each.name for each in fields(Manifest) if not _has_type(getattr(manifest, each.name), str(each.type))]
+    if wrong:
+        raise BundleError(f"manifest: {', '.join(wrong)} of the wrong type")
     return manifest
+
+
+def _has_type(value: Any, declared: str) -> bool:
+    """Tell whether a JSON value is what the annotation of a field of Manifest says."""
+    if declared == "float":
+        return _is_number(value)
+    if declared == "int":
+        return type(value) is int and abs(value) < MAX_WHOLE
+    if declared == "str":
+        return isinstance(value, str)
+    if declared.startswith("list"):
+        inner = list if "list[Any]" in declared else None
+        return isinstance(value, list) and all(isinstance(v, inner) if inner else _is_number(v) for v in value)
+    return isinstance(value, dict)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < MAX_WHOLE)
 
 
 def _check_files(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
@@ -227,11 +293,19 @@ def _check_files(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
 
 
 def _golden(content: bytes) -> Golden:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            golden = Golden(**{name: arrays[name] for name in ("image", "vector", "mean")})
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise BundleError(f"{GOLDEN}: {error}") from error
-    if any(a.dtype != np.float32 or not np.isfinite(a).all() for a in (golden.image, golden.vector, golden.mean)):
-        raise BundleError(f"{GOLDEN}: arrays are not finite float32")
-    return golden
+    names = [f"{name}.npy" for name in GOLDEN_ARRAYS]
+    return Golden(*(_array(name, each) for name, each in _read_stored(GOLDEN, content, names).items()))
+
+
+def _array(name: str, content: bytes) -> FloatArray:
+    """Return the float32 array of a .npy file, whose shape must fit its size before anything is allocated for it."""
+    head = NPY_HEAD.match(content)
+    if head is None or int.from_bytes(head[1], "little") != head.end() - NPY_PREFIX_BYTES:
+        raise BundleError(f"{GOLDEN}: {name} is not finite float32 in C order, as NumPy's format 1.0 writes it")
+    shape = tuple(int(each) for each in head[2].split(b",") if each.strip())
+    if 4 * math.prod(shape) != len(content) - head.end():
+        raise BundleError(f"{GOLDEN}: {name} has {len(content) - head.end()} bytes for the shape {shape}")
+    array: FloatArray = np.frombuffer(content, "<f4", offset=head.end()).astype(np.float32).reshape(shape)
+    if not np.isfinite(array).all():
+        raise BundleError(f"{GOLDEN}: {name} is not finite float32")
+    return array

@@ -31,6 +31,8 @@ MAX_TEXT = 4096
 MAX_ELEMENTS = 4096
 MAX_DEPTH = 16
 """Maps and lists within each other: beyond some hundreds even printing the value overflows Python's stack."""
+ARRAY_MARKERS = (b"\xdc", b"\xdd")
+"""msgpack's array16 and array32, which state their length in advance."""
 STEP = "step"
 END = "episode_end"
 FLOATS = np.dtype("<f4")
@@ -50,6 +52,8 @@ def unpack(frame: bytes) -> dict[str, Any]:
     if len(frame) > MAX_HEADER_BYTES:
         raise ProtocolError(f"header: {len(frame)} bytes, at most {MAX_HEADER_BYTES} are allowed")
     try:
+        if sum(map(frame.count, ARRAY_MARKERS)) > MAX_DEPTH:
+            _check_complete(frame)
         header = msgpack.unpackb(
             frame,
             raw=False,
@@ -64,16 +68,30 @@ def unpack(frame: bytes) -> dict[str, Any]:
         raise ProtocolError(f"header: not msgpack: {type(error).__name__} {error}") from error
     if not isinstance(header, dict) or not all(isinstance(key, str) for key in header):
         raise ProtocolError("header: not a map with text keys")
-    _check_depth(header, MAX_DEPTH)
+    if is_deeper(header, MAX_DEPTH):
+        raise ProtocolError(f"header: more than {MAX_DEPTH} maps and lists within each other")
     return header
 
 
-def _check_depth(value: dict[Any, Any] | list[Any], left: int) -> None:
-    if left == 0:
-        raise ProtocolError(f"header: more than {MAX_DEPTH} maps and lists within each other")
+def _check_complete(frame: bytes) -> None:
+    """Raise where lists are longer than what follows, building nothing.
+
+    msgpack allocates a list when it reads its stated length: 3 kB of nested beginnings are 32 MB. In a complete frame
+    every entry takes at least a byte, so lists are as small as the frame.
+    """
+    reader = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, max_ext_len=0)
+    reader.feed(frame)
+    reader.skip()
+
+
+def is_deeper(value: dict[Any, Any] | list[Any], levels: int) -> bool:
+    """Tell whether maps and lists lie within each other in more than so many levels."""
+    if levels == 0:
+        return True
     for each in value.values() if isinstance(value, dict) else value:
-        if isinstance(each, (dict, list)):
-            _check_depth(each, left - 1)
+        if isinstance(each, (dict, list)) and is_deeper(each, levels - 1):
+            return True
+    return False
 
 
 class Fields:

@@ -7,11 +7,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import RoverError
+from protocol.keys import fingerprint
 from protocol.messages import Order
 from protocol.node.config import show
 from protocol.node.socket import Request, RequestError, Route
+from protocol.pairing import DEFAULT_PORT
 from roverd import doctor
 from roverd.drive import LOCAL, MAX_EPISODES, MAX_SEED
+from roverd.pairing import Pairing, PairingSlot
 
 if TYPE_CHECKING:
     from protocol.node.config import Loaded
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from roverd.settings import Settings
 
 MAX_HUMAN_S = 60.0
+MAX_HOST = 253
 
 
 def routes(parts: Parts, loaded: Loaded[Settings]) -> list[Route]:
@@ -35,6 +39,12 @@ def routes(parts: Parts, loaded: Loaded[Settings]) -> list[Route]:
         Route("POST", "/e_stop", api.e_stop, mutating=True),
         Route("POST", "/clear", api.clear, mutating=True),
         Route("POST", "/drive", api.drive, mutating=True),
+        Route("GET", "/keys", api.get_keys, mutating=False),
+        Route("GET", "/pair", api.get_pair, mutating=False),
+        Route("POST", "/pair", api.pair, mutating=True),
+        Route("POST", "/pair/accept", api.accept_pair, mutating=True),
+        Route("POST", "/pair/cancel", api.cancel_pair, mutating=True),
+        Route("POST", "/trust", api.trust, mutating=True),
         Route("GET", "/plugins", api.get_plugins, mutating=False),
         Route("GET", "/config", api.get_config, mutating=False),
     ]
@@ -45,6 +55,7 @@ class Api:
 
     def __init__(self, parts: Parts, loaded: Loaded[Settings]) -> None:
         self._parts, self._loaded = parts, loaded
+        self._pairing = PairingSlot()
 
     async def get_status(self, _: Request) -> dict[str, Any]:
         """Answer what roverctl status shows."""
@@ -104,6 +115,71 @@ class Api:
             raise RequestError(409, f"drive: the robot stands still ({self._parts.drive.mode}); see roverctl status")
         return {"action": list(action), "seconds": seconds}
 
+    async def get_keys(self, _: Request) -> dict[str, Any]:
+        """Show this rover's public key and the trainer that it trusts."""
+        return key_facts(self._parts)
+
+    async def get_pair(self, _: Request) -> dict[str, Any]:
+        """Show how far the pairing is that was begun last, and what became of the link."""
+        pairing = self._pairing.current
+        facts = pairing.to_map() if pairing is not None else {"state": "none", "reason": ""}
+        uplink = self._parts.uplink
+        return {**facts, "link": {"state": uplink.state, "refusal": uplink.refusal}}
+
+    async def pair(self, request: Request) -> dict[str, Any]:
+        """Begin to pair with the trainer at a host, in place of a pairing that is under way."""
+        host, port = request.body.get("host"), request.body.get("port", DEFAULT_PORT)
+        if not isinstance(host, str) or not 0 < len(host) <= MAX_HOST or not host.isprintable():
+            raise RequestError(400, f"pair: host {host!r:.80} is no name or address")
+        if type(port) is not int or not 0 < port < 1 << 16:
+            raise RequestError(400, f"pair: port {port!r:.20} is not a whole number of 1 to 65535")
+        self._check_setting()
+        await self._pairing.begin(Pairing(self._parts.keys, self._parts.settings.rover_id, host, port))
+        return await self.get_pair(request)
+
+    async def accept_pair(self, request: Request) -> dict[str, Any]:
+        """Trust the trainer: the person saw that trainerctl printed this rover's name after the code was typed."""
+        pairing, code = self._pairing.current, request.body.get("code")
+        if pairing is None or not pairing.code or pairing.code != code:
+            raise RequestError(409, f"pair: no pairing with code {code!r:.20} is under way; roverctl pair HOST")
+        try:
+            is_news = pairing.accept(self._parts.trust)
+        except RoverError as error:
+            raise RequestError(409, str(error)) from error
+        self._make_link_anew(is_news=is_news)
+        answer = {**await self.get_pair(request), **_hint(self._parts)}
+        return answer if is_news else {**answer, "already_trusted": True}
+
+    async def cancel_pair(self, _: Request) -> dict[str, Any]:
+        """Give the pairing up that is under way."""
+        is_change = await self._pairing.cancel("it was given up at the rover")
+        return {} if is_change else {"already_over": True}
+
+    async def trust(self, request: Request) -> dict[str, Any]:
+        """Trust the trainer of a key that was brought by hand."""
+        key, address = request.body.get("key"), request.body.get("address", "")
+        if not isinstance(key, str) or not isinstance(address, str) or len(address) > MAX_HOST:
+            raise RequestError(400, "trust: the key and the address must be texts")
+        if address and not address.startswith(("tcp://", "ipc://")):
+            raise RequestError(400, f"trust: address {address!r:.80} is not like tcp://HOST:PORT")
+        self._check_setting()
+        try:
+            is_news = self._parts.trust.trust(key, address)
+        except RoverError as error:
+            raise RequestError(409, str(error)) from error
+        self._make_link_anew(is_news=is_news)
+        answer = {**key_facts(self._parts), **_hint(self._parts)}
+        return answer if is_news else {**answer, "already_trusted": True}
+
+    def _check_setting(self) -> None:
+        """Refuse to pin a trainer where the settings name one: they would win, and nobody would see why."""
+        if self._parts.settings.link.trainer_key:
+            raise RequestError(409, "pair: link.trainer_key in the settings names the trainer; remove it first")
+
+    def _make_link_anew(self, *, is_news: bool) -> None:
+        if is_news or not self._parts.uplink.is_linked:
+            self._parts.uplink.rekey(self._parts.keys, self._parts.trust.public)
+
     async def get_plugins(self, _: Request) -> dict[str, Any]:
         """List plugins with their calls and faults."""
         return {"plugins": self._parts.plugins.listing()}
@@ -149,35 +225,61 @@ def status(parts: Parts) -> dict[str, Any]:
         },
         "link": {
             "state": uplink.state,
-            "trainer": parts.settings.link.trainer,
+            "trainer": uplink.address,
             "trainer_id": uplink.trainer_id,
             "refusal": uplink.refusal,
             "credit": uplink.credit,
-            "unacknowledged": len(parts.outbox),
-            "resent": parts.outbox.resent,
-            "overflow": parts.outbox.overflow,
+            "degraded": uplink.degraded,
+            "unacknowledged": len(parts.spool),
+            "resent": parts.spool.resent,
+            "overflow": parts.spool.overflow,
             "round_trip_ms": None if math.isnan(uplink.round_trip_ms) else round(uplink.round_trip_ms, 3),
             **uplink.counts,
         },
+        "spool": parts.spool.report(),
         "order_id": drive.order_id,
         "reward_weights": parts.weights,
     }
 
 
+def key_facts(parts: Parts) -> dict[str, Any]:
+    """Return who this rover is and whom it trusts, by their public keys."""
+    public = parts.keys.public
+    trainer = parts.settings.link.trainer_key or parts.trust.public
+    return {
+        "rover_id": parts.settings.rover_id,
+        "public": public,
+        "fingerprint": fingerprint(public),
+        "trainer": trainer,
+        "trainer_fingerprint": fingerprint(trainer) if trainer else "",
+        "trainer_address": parts.trust.address,
+        "paired_at": parts.trust.paired_at,
+    }
+
+
+def _hint(parts: Parts) -> dict[str, str]:
+    """Say so where the link goes elsewhere than to the trainer that was paired with."""
+    wanted, address = parts.settings.link.trainer, parts.trust.address
+    if not address or not wanted or wanted == address:
+        return {}
+    return {"hint": f"the link goes to {wanted}, the paired trainer is at {address}: set link.trainer to that"}
+
+
 def _causes(parts: Parts) -> list[str]:
     causes = []
-    if parts.uplink.state == "refused":
-        causes.append(f"link refused: {parts.uplink.refusal}")
+    if parts.uplink.state in {"refused", "unpaired"}:
+        causes.append(f"link {parts.uplink.state}: {parts.uplink.refusal}")
+    elif parts.uplink.degraded:
+        causes.append(f"link: {parts.uplink.degraded}")
     elif not parts.uplink.is_linked:
-        causes.append(f"link: no trainer answers at {parts.settings.link.trainer}")
+        causes.append(f"link: no trainer answers at {parts.uplink.address}")
     if parts.policies.driving is None:
         causes.append("policy: none is loaded, the robot stands still")
     if parts.drive.e_stop:
         causes.append(f"e-stop: {parts.drive.e_stop}; roverctl clear")
     if parts.drive.is_task_disabled:
         causes.append("task: the plugin failed too often and is disabled; see roverctl plugins, mend it and restart")
-    if parts.outbox.overflow:
-        causes.append(f"link: {parts.outbox.overflow} records were dropped while the trainer was away")
+    causes += parts.spool.causes()
     causes += [
         f"plugin {row['group']}.{row['name']}: {row['state']}, {row['last_error']}"
         for row in parts.plugins.listing()

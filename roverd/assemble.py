@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import time
@@ -16,6 +17,7 @@ from plugins.rewards import DRIVE_WEIGHTS, GOAL_WEIGHTS
 from protocol import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocol.errors import RoverError
 from protocol.images import CODECS
+from protocol.keys import KeyPair, load_or_make
 from protocol.messages import Chunk, Hello, Message, Offer, Order, Ping
 from protocol.moment import Outcome
 from protocol.node.config import check_plugin_tables, validate_table
@@ -23,10 +25,12 @@ from roverd.control.ring import RingWriter
 from roverd.control.safety import Limits
 from roverd.drive import Drive, own_number
 from roverd.episode import Rewards
-from roverd.outbox import Outbox
+from roverd.pairing import TrustedTrainer
 from roverd.policies import Policies, PolicyStore
 from roverd.processes import Child, PolicyChild
-from roverd.settings import Settings
+from roverd.segment import BootFacts
+from roverd.settings import DEFAULT_TRAINER, LinkSettings, Settings
+from roverd.spool import Spool
 from roverd.uplink import Uplink
 
 if TYPE_CHECKING:
@@ -34,8 +38,10 @@ if TYPE_CHECKING:
 
     from plugins.contracts import Task
     from plugins.guard import Guard
-    from protocol.spec import RobotSpec
+    from protocol.spec import RobotSpec, TaskSpec
 
+LEAST_WALL_NS = 1_600_000_000 * 10**9
+"""A wall clock that shows less (2020) was never set: a board without a battery begins in 1970."""
 TASK_WEIGHTS = {"goal": GOAL_WEIGHTS, "drive": DRIVE_WEIGHTS}
 
 
@@ -57,15 +63,18 @@ class Parts:
     control: Child
     policies: Policies
     store: PolicyStore
-    outbox: Outbox
+    spool: Spool
+    keys: KeyPair
+    trust: TrustedTrainer
     uplink: Uplink
     drive: Drive
     started_s: float
 
     async def close(self) -> None:
-        """Stop the control process and free the ring."""
+        """Stop the control process, free the ring and let another process have the spool."""
         await self.control.stop()
         self.ring.close()
+        self.spool.close()
 
 
 async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
@@ -83,6 +92,9 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     if not weights:
         raise AssemblyError(f"reward.weights: task {settings.task} has no default; name terms and their weights")
     rewards = Rewards({name: (_guarded(plugins, name, settings), weight) for name, weight in weights.items()})
+    keys = load_or_make(settings.state_dir / "keys" / "curve.json")
+    trust = TrustedTrainer(settings.state_dir / "keys" / "trainer.json")
+    spool = _make_spool(settings, boot_id, boot, robot.spec, task.spec)
     ring = RingWriter(robot.spec.cameras)
     common: dict[str, Any] = {
         "robot": robot.spec.to_map(),
@@ -94,7 +106,6 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     store = PolicyStore(settings.state_dir / "policies", robot.spec, task.spec)
     noise_seed = {"seed": (settings.seed << 32) + boot + own_number(settings) & (1 << 63) - 1}
     policies = Policies(store, control, lambda slot: PolicyChild(slot, ring.fd, {**common, **noise_seed}, control))
-    outbox = Outbox(settings.link.outbox_records)
     drive = Drive(
         settings,
         robot=robot,
@@ -103,7 +114,7 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         ring=ring,
         control=control,
         policies=policies,
-        outbox=outbox,
+        spool=spool,
         boot_id=boot_id,
         boot=boot,
         task_guards=task_guards,
@@ -121,11 +132,14 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
             codecs=list(CODECS),
             software=importlib.metadata.version("roverloop"),
             next_seq=drive.next_seq,
-            oldest_unacked=outbox.oldest if outbox.oldest is not None else drive.next_seq,
+            oldest_unacked=spool.oldest if spool.oldest is not None else drive.next_seq,
             policy_id=policies.driving_id,
             policy_counter=policies.counter,
             order_id=drive.order_id,
             settings={"weights": weights, "seed": settings.seed, "rate_hz": settings.control.rate_hz},
+            live_seq=spool.live_seq if uplink.is_linked else spool.choose_live(),
+            epoch_ns=spool.facts.epoch_ns,
+            backlog=spool.offer(),
         )
 
     def ping() -> Ping:
@@ -135,12 +149,22 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
             "episodes": drive.counts["episodes"],
             "round_trip_ms": _or_none(uplink.round_trip_ms),
             "clock_skew_s": _or_none(uplink.clock_skew_s),
-            "overflow": outbox.overflow,
+            "overflow": spool.overflow,
+            "spool": spool.disk.state,
+            "unacknowledged": spool.waiting,
         }
-        oldest = outbox.oldest if outbox.oldest is not None else drive.next_seq
+        oldest = spool.oldest if spool.oldest is not None else drive.next_seq
         return Ping(time.monotonic_ns(), policies.driving_id, policies.counter, drive.order_id, status, oldest)
 
-    uplink = Uplink(settings.link, outbox, hello, ping)
+    uplink = Uplink(
+        settings.link,
+        spool,
+        hello,
+        ping,
+        keys=keys,
+        trainer_public=settings.link.trainer_key or trust.public,
+        address=lambda: trainer_address(settings.link, trust),
+    )
     _wire(uplink, drive, policies)
     _install(settings, store, policies)
     parts = Parts(
@@ -154,12 +178,34 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         control,
         policies,
         store,
-        outbox,
+        spool,
+        keys,
+        trust,
         uplink,
         drive,
         time.monotonic(),
     )
     return parts
+
+
+def trainer_address(link: LinkSettings, trust: TrustedTrainer) -> str:
+    """Return where the trainer is: what was set, else where it was when this rover was paired with it."""
+    return link.trainer or (trust.address if link.curve else "") or DEFAULT_TRAINER
+
+
+def _make_spool(settings: Settings, boot_id: str, boot: int, robot: RobotSpec, task: TaskSpec) -> Spool:
+    wall_ns = time.time_ns()
+    epoch_ns = wall_ns - time.monotonic_ns() if wall_ns > LEAST_WALL_NS else 0
+    specs = hashlib.sha256(f"{robot.hash} {task.hash}".encode()).hexdigest()
+    return Spool(
+        settings.spool,
+        settings.state_dir / "spool",
+        BootFacts(settings.rover_id, boot_id, boot, specs, epoch_ns),
+        capacity=settings.link.outbox_records,
+        live_records=settings.link.live_records,
+        backfill_share=settings.link.backfill_share,
+        is_clocked=settings.control.rate_hz > 0,
+    )
 
 
 def _check_clock(settings: Settings, spec: RobotSpec) -> None:

@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from protocol.images import jpeg_library
+from protocol.keys import fingerprint
 
 if TYPE_CHECKING:
     from roverd.assemble import Parts
@@ -20,11 +21,13 @@ MAX_SKEW_S = 2.0
 def run(parts: Parts) -> list[dict[str, Any]]:
     """Return the checks as {check, ok, measured, expected, hint}."""
     return [
+        _keys(parts),
         _link(parts),
         _round_trip(parts),
         _clock(parts),
         _policy(parts),
         _spec(parts),
+        _spool(parts),
         _disk(parts),
         _npu(),
         _images(),
@@ -36,11 +39,25 @@ def _check(check: str, measured: object, expected: str, hint: str, *, ok: bool) 
     return {"check": check, "ok": ok, "measured": str(measured), "expected": expected, "hint": "" if ok else hint}
 
 
+def _keys(parts: Parts) -> dict[str, Any]:
+    if not parts.settings.link.curve:
+        return _check("keys", "link.curve is off", "off only towards this machine's own trainer", "", ok=True)
+    trainer = parts.uplink.trainer_public
+    measured = f"rover {fingerprint(parts.keys.public)}, trainer {fingerprint(trainer) if trainer else 'none'}"
+    return _check("keys", measured, "paired with a trainer", "roverctl pair HOST", ok=bool(trainer))
+
+
 def _link(parts: Parts) -> dict[str, Any]:
-    address = parts.settings.link.trainer
-    measured = f"{parts.uplink.state} {parts.uplink.refusal}".strip()
-    hint = parts.uplink.refusal or f"is trainerd running at {address}, and does a firewall let its port through?"
-    return _check("link", measured, f"linked to {address}", hint, ok=parts.uplink.is_linked)
+    address = parts.uplink.address
+    measured = f"{parts.uplink.state} {parts.uplink.refusal or parts.uplink.degraded}".strip()
+    hint = (
+        parts.uplink.refusal
+        or parts.uplink.degraded
+        or f"is trainerd running at {address}? does a firewall let it through?"
+    )
+    return _check(
+        "link", measured, f"linked to {address}", hint, ok=parts.uplink.is_linked and not parts.uplink.degraded
+    )
 
 
 def _round_trip(parts: Parts) -> dict[str, Any]:
@@ -70,6 +87,16 @@ def _spec(parts: Parts) -> dict[str, Any]:
     refusal = parts.uplink.refusal
     ok = "spec" not in refusal and "differs" not in refusal
     return _check("robot spec", parts.robot.spec.hash[:12], "the trainer's run has the same", refusal, ok=ok)
+
+
+def _spool(parts: Parts) -> dict[str, Any]:
+    report, causes = parts.spool.report(), parts.spool.causes()
+    measured = (
+        f"{report['state']}: {report['unacknowledged']} records wait, {report['disk_bytes'] >> 20} MiB on disk, "
+        f"{report['dropped']} dropped, {report['damaged']} damaged, {report['exposed_ms_max']:.0f} ms until durable"
+    )
+    hint = "; ".join(causes) + ": free space or mend the disk, and link to the trainer"
+    return _check("spool", measured, "all records on disk until they are acknowledged", hint, ok=not causes)
 
 
 def _disk(parts: Parts) -> dict[str, Any]:

@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from protocol.step import FloatArray, Record
     from roverd.control.ring import Views
     from roverd.episode import Encoded
-    from roverd.outbox import Outbox
     from roverd.policies import Policies
     from roverd.processes import Child
     from roverd.settings import Settings
+    from roverd.spool import Spool
 
 log = get_logger()
 TRAINING_ARENAS = 1_000_000
@@ -70,7 +70,7 @@ class Drive:
         ring: RingWriter,
         control: Child,
         policies: Policies,
-        outbox: Outbox,
+        spool: Spool,
         boot_id: str,
         boot: int,
         task_guards: Sequence[Guard[Any]] = (),
@@ -80,10 +80,10 @@ class Drive:
         self._spec = robot.spec
         self._layout = wire.Layout(len(self._spec.action), len(self._spec.state) + len(task.spec.features))
         self._names = tuple(element.name for element in self._spec.state)
-        self._ring, self._control, self._policies, self._outbox = ring, control, policies, outbox
+        self._ring, self._control, self._policies, self._spool = ring, control, policies, spool
         self._encoder = RecordEncoder(self._spec)
         self._boot_id, self._boot = boot_id, boot
-        self.send_record: Callable[[int, list[bytes]], None] = outbox.append
+        self.send_record: Callable[[int, list[bytes]], None] = spool.append
         self.send: Callable[[Message], None] = lambda _: None
         self._lock_step = settings.control.rate_hz == 0
         self._order = Order("", "train" if settings.autostart else "idle")
@@ -119,6 +119,7 @@ class Drive:
         self.last_outcome = ""
         control.listen(self._on_control, self._control_died)
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_over = False
 
     # -- the service ------------------------------------------------------------------------------------------------
 
@@ -131,6 +132,7 @@ class Drive:
                 self._marks.append((time.monotonic(), self.counts["ticks"], self.counts["decisions"]))
             self._fatal.result()
         finally:
+            self._is_over = True  # acknowledgements of the last records still wake
             if self._episode is not None and self._current is not None:
                 self._finish("stopped", self._with_images(self._current), RUNNING)
             self._robot.close()
@@ -206,10 +208,14 @@ class Drive:
     def latch_e_stop(self, reason: str) -> None:
         """Command the safe action until cleared; the running episode ends."""
         self.e_stop = reason or "requested"
-        write_atomic(self._e_stop_file, self.e_stop.encode())  # a restart does not release it
         self._control.send(bytes([wire.E_STOP]))
         self._stop_episode_if("e_stop")
         log.warning("e_stop.latched", reason=self.e_stop, hint="roverctl clear lets the robot drive again")
+        try:
+            write_atomic(self._e_stop_file, self.e_stop.encode())  # a restart does not release it
+        except OSError as error:  # a full disk must not keep the robot from stopping
+            hint = "it holds until roverd starts again; free space"
+            log.error("e_stop.unwritten", error=str(error), hint=hint)  # noqa: TRY400 - no trace for a full disk
 
     def clear_e_stop(self) -> None:
         """Release the emergency stop."""
@@ -240,6 +246,8 @@ class Drive:
 
     def wake(self) -> None:
         """Start an episode if none runs and everything for one is there, or go on after a wait."""
+        if self._is_over:
+            return
         if self._paused_seen is not None:
             if not self._must_wait():
                 self._control.send(self._paused_seen)
@@ -249,7 +257,7 @@ class Drive:
 
     def _must_wait(self) -> bool:
         """Return True while a simulator has to wait for the trainer: a real robot never does."""
-        if self._lock_step and not self._outbox.has_room:
+        if self._lock_step and not self._spool.has_room:
             self.counts["waits"] += 1
             return True
         return False
@@ -269,6 +277,7 @@ class Drive:
         if self._policies.driving is None and self._next_human is None:
             return
         plan = self._plan()
+        self._spool.mark_episode(self._seq)
         self._episodes += 1
         self._episode = Episode(self._settings.rover_id, self._boot_id, self._episodes, plan, self._spec, self._rewards)
         self._robot.reset(plan.arena_seed)
@@ -402,7 +411,7 @@ class Drive:
         return seen
 
     def _show(self, seen: Observed, flags: int) -> None:
-        """Put an observation into the ring and tell control; a simulator whose outbox is full waits before that."""
+        """Put an observation into the ring and tell control; a simulator whose spool is full waits before that."""
         self._generation += 1
         reading = seen.reading
         if reading.images:

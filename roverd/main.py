@@ -47,9 +47,9 @@ async def serve(loaded: Loaded[Settings]) -> None:
     control_socket = ControlSocket(
         settings.control_socket, api.routes(parts, loaded), audit=settings.state_dir / "audit.jsonl"
     )
-    log.info("daemon.started", rover_id=settings.rover_id, boot_id=parts.boot_id, trainer=settings.link.trainer)
+    log.info("daemon.started", rover_id=settings.rover_id, boot_id=parts.boot_id, trainer=parts.uplink.address)
     readiness = Readiness(control_socket, parts.drive)
-    services: list[Service] = [parts.policies, parts.uplink, control_socket, parts.drive, readiness]
+    services: list[Service] = [parts.spool, parts.policies, parts.uplink, control_socket, parts.drive, readiness]
     try:
         await run_services(services, stop)
     finally:
@@ -64,7 +64,11 @@ def next_boot(state_dir: Path) -> int:
         boot = int(path.read_text()) + 1 if path.is_file() else 0
     except ValueError as error:
         raise StateError(f"{path}: {error}; remove the file, and the count of starts begins anew") from error
-    write_atomic(path, str(boot).encode())
+    try:
+        write_atomic(path, str(boot).encode())
+    except OSError as error:  # a full disk must not keep the robot from driving
+        hint = "the next start repeats this one's arenas and noise; free space"
+        log.error("boot.unwritten", file=str(path), error=str(error), hint=hint)  # noqa: TRY400 - no trace for a full disk
     return boot
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from protocol.messages import NAME
 from protocol.node.config import option
+
+DEFAULT_TRAINER = "tcp://127.0.0.1:5555"
+LOCAL_TRAINER = re.compile(r"ipc://.+|tcp://(localhost|127(\.\d{1,3}){3}|\[::1\]):\d+")
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,55 @@ class ControlSettings:
 class LinkSettings:
     """The connection to trainerd."""
 
-    trainer: str = option("tcp://127.0.0.1:5555", help="address of trainerd", pattern=r"(tcp|ipc)://.+")
+    trainer: str = option(
+        "",
+        help=f"address of trainerd; empty: where it was when it was paired with, else {DEFAULT_TRAINER}",
+        pattern=r"tcp://.+:\d+|ipc://.+|",
+    )
+    curve: bool = option(
+        True, help="encrypt the link and check both sides' keys; false only where the trainer is on this machine"
+    )
+    trainer_key: str = option(
+        "", help="public key of trainerd, 40 characters; empty: the one that roverctl pair kept", pattern=r"\S{40}|"
+    )
     outbox_records: int = option(
-        8192, help="unacknowledged records kept in memory; a simulator in lock-step waits when it is full", low=64
+        8192, help="unacknowledged records; with more a simulator in lock-step waits, a real robot never does", low=64
+    )
+    live_records: int = option(
+        512,
+        help="with more than these waiting when the link is back, live begins at the running episode",
+        low=1,
+    )
+    backfill_share: float = option(
+        0.2, help="bytes of older records for each byte of live ones, while the robot drives", low=0.001, high=10
     )
     ping_s: float = option(1.0, help="seconds between pings", low=0.05, high=60)
-    dead_after_s: float = option(5.0, help="silence after which the link is made anew, s", low=0.2, high=600)
+    dead_after_s: float = option(3.0, help="silence after which the link is made anew, s", low=0.2, high=600)
     reconnect_min_s: float = option(0.05, help="first bound of the reconnect delay (full jitter), s", low=0.001)
     reconnect_max_s: float = option(2.0, help="last bound of the reconnect delay, s", low=0.01)
+
+    def __post_init__(self) -> None:
+        """Refuse an open link to another machine."""
+        if not self.curve and self.trainer and not LOCAL_TRAINER.fullmatch(self.trainer):
+            text = f"curve is off and the trainer {self.trainer} is on another machine, where anybody could be it"
+            raise ValueError(f"{text}; leave link.curve on and run roverctl pair HOST")
+
+
+@dataclass(frozen=True)
+class SpoolSettings:
+    """Unacknowledged records on disk, in the folder spool of state_dir."""
+
+    memory_mb: int = option(64, help="memory for records, MiB; older ones are read from disk", low=1, high=65536)
+    sync_ms: float = option(
+        500.0, help="time after which a record is synced, ms; a power cut costs so much and one sync", low=1, high=900
+    )
+    max_mb: int = option(8192, help="quota of the spool, MiB", low=8)
+    min_free_mb: int = option(256, help="space that the spool leaves free on its disk, MiB", low=0)
+    when_full: str = option(
+        "oldest",
+        help="what is dropped when there is no room for unacknowledged records: the oldest on disk, or the newest",
+        choices=("oldest", "newest"),
+    )
 
 
 @dataclass(frozen=True)
@@ -65,7 +110,7 @@ class Settings:
     """All of roverd's options."""
 
     rover_id: str = option("rover-1", help="name of this rover, unique at its trainer", pattern=NAME)
-    state_dir: Path = option(Path("roverd-state"), help="folder for policies and counters")
+    state_dir: Path = option(Path("roverd-state"), help="folder of keys, policies, the spool and counters")
     control_socket: Path = option(Path("/run/roverd/control.sock"), help="Unix socket of roverctl")
     robot: str = option("sim", help="robot plugin")
     task: str = option("goal", help="task plugin")
@@ -76,6 +121,7 @@ class Settings:
     log_level: str = option("info", help="lowest level that is logged", choices=("debug", "info", "warning", "error"))
     control: ControlSettings = field(default_factory=ControlSettings)
     link: LinkSettings = field(default_factory=LinkSettings)
+    spool: SpoolSettings = field(default_factory=SpoolSettings)
     record: RecordSettings = field(default_factory=RecordSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     plugins: dict[str, Any] = option(dict, help="settings of plugins, one table each, such as [plugins.sim]")

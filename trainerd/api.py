@@ -7,9 +7,10 @@ import re
 import time
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from protocol.errors import RoverError
+from protocol.keys import fingerprint
 from protocol.node.config import show
 from protocol.node.socket import Request, RequestError, Route
 from trainerd import doctor
@@ -59,6 +60,11 @@ class Api:
             Route("GET", "/evaluations", self.evaluations, mutating=False),
             Route("GET", "/evaluations/{id}", self.evaluation, mutating=False),
             Route("GET", "/reward/lints/{id}", self.lint, mutating=False),
+            Route("GET", "/keys", self.keys, mutating=False),
+            Route("GET", "/pairing", self.pairing, mutating=False),
+            Route("POST", "/pairing/confirm", self.confirm_pairing, mutating=True),
+            Route("POST", "/rovers/{id}/keys", self.add_key, mutating=True),
+            Route("POST", "/rovers/{id}/revoke", self.revoke_keys, mutating=True),
             Route("POST", "/train/{verb}", self.train, mutating=True),
             Route("POST", "/checkpoints", self.save_checkpoint, mutating=True),
             Route("POST", "/checkpoints/{name}/restore", self.restore_checkpoint, mutating=True),
@@ -76,6 +82,8 @@ class Api:
         learner = training.parts.learner if training.parts else None
         pipeline = training.parts.pipeline if training.parts else None
         causes = [*payload.pop("causes"), *training.causes()]
+        if not daemon.store.is_open:
+            causes.append(f"store: {daemon.store.reason}")
         newest = daemon.registry.newest(publisher.run_id)
         payload["policy"] |= {
             "latest": newest.policy_id if newest else None,
@@ -104,6 +112,10 @@ class Api:
             },
             "tensorboard_dir": str(settings.tensorboard_dir),
             "port": daemon.link.port,
+            "pairing_port": daemon.pairing.port if daemon.pairing else None,
+            "curve": settings.link.curve,
+            "store": daemon.store.status(),
+            "legacy": daemon.legacy.status() if daemon.legacy else None,
             **payload,
         }
 
@@ -120,7 +132,7 @@ class Api:
                 **collection.counters(),
                 **asdict(tally),
                 "malformed": sum(daemon.link.malformed.values()),
-                "waiting": sum(len(rover.lane.waiting) for rover in fleet.rovers.values()),
+                "waiting": sum(boot.waiting for boot in fleet.boots.values()),
                 "overflow": fleet.overflow,
             },
             "malformed": dict(daemon.link.malformed),
@@ -129,6 +141,8 @@ class Api:
             "success_history": collection.success_history,
             "rovers": sum(rover.connected for rover in fleet.rovers.values()),
             "refused_hellos": dict(fleet.refused_hellos),
+            "refused_keys": sum(daemon.link.zap.refusals.values()) if daemon.link.zap else 0,
+            "last_refused_key": daemon.link.zap.last_refusal if daemon.link.zap else "",
             "policy": {
                 "update_to_driving_s": {
                     "max": max(times, default=None),
@@ -141,6 +155,41 @@ class Api:
     async def rovers(self, _request: Request) -> dict[str, Any]:
         """List the rovers."""
         return {"rovers": await self._daemon.mailbox.call(lambda: self._daemon.fleet.rows(time.monotonic()))}
+
+    async def keys(self, _request: Request) -> dict[str, Any]:
+        """Show this trainer's public key, and which keys of which rovers it lets in."""
+        public = self._daemon.keys.public
+        return {"public": public, "fingerprint": fingerprint(public), "keys": self._daemon.access.rows()}
+
+    async def pairing(self, _request: Request) -> dict[str, Any]:
+        """List the rovers that wait for a person to type their code."""
+        desk = self._daemon.pairing
+        return {"enabled": desk is not None, "port": desk.port if desk else 0, "pending": desk.rows() if desk else []}
+
+    async def confirm_pairing(self, request: Request) -> dict[str, Any]:
+        """Let the rover in that shows a code."""
+        desk = self._daemon.pairing
+        if desk is None:
+            hint = "set link.pairing, or exchange keys by hand: trainerctl rover add NAME KEY"
+            raise RequestError(409, f"pairing: it is off; {hint}")
+        code, again = _text(request, "code", ""), request.body.get("again") is True
+        return cast("dict[str, Any]", _asked(partial(desk.confirm, code, again=again)))
+
+    async def add_key(self, request: Request) -> dict[str, Any]:
+        """Let a key in under a rover's name."""
+        rover_id, public = request.params["id"], _text(request, "public", "")
+        again = request.body.get("again") is True
+        is_change = _asked(partial(self._daemon.access.add, rover_id, public, again=again))
+        keys = len(self._daemon.access.keys_of(rover_id))
+        answer = {"rover_id": rover_id, "fingerprint": fingerprint(public), "keys": keys}
+        return answer if is_change else {**answer, "already_added": True}
+
+    async def revoke_keys(self, request: Request) -> dict[str, Any]:
+        """Shut a rover's keys out, or the one that is named, and cut its connections."""
+        rover_id, key = request.params["id"], _text(request, "key", "") or None
+        revoked = _asked(partial(self._daemon.access.revoke, rover_id, key))
+        answer = {"rover_id": rover_id, "revoked": revoked, "fingerprints": [fingerprint(each) for each in revoked]}
+        return answer if revoked else {**answer, "already_revoked": True}
 
     async def policies(self, _request: Request) -> dict[str, Any]:
         """List the policies on disk, newest first."""
@@ -168,7 +217,10 @@ class Api:
     async def config(self, _request: Request) -> dict[str, Any]:
         """Show every option with its value and where that came from."""
         rows = show(self._loaded, with_origin=True)
-        return {"config": [{"name": name, "value": value, "origin": origin} for name, value, origin in rows]}
+        return {
+            "config": [{"name": name, "value": value, "origin": origin} for name, value, origin in rows],
+            "state_dir": str(self._loaded.value.state_dir.resolve()),
+        }
 
     async def doctor(self, _request: Request) -> dict[str, Any]:
         """Run the checks."""

@@ -5,19 +5,28 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plugins.manager import PluginManager
+from protocol.keys import KeyPair, load_or_make
 from protocol.node.config import check_plugin_tables
+from protocol.pairing import PORT_ABOVE_LINK
 from trainerd import start
+from trainerd.access import Access
 from trainerd.cockpit.metrics import Metrics
 from trainerd.collection import Collection
 from trainerd.design import Design
+from trainerd.episodes.catalogue import Catalogue
+from trainerd.episodes.records import StoredRecord
+from trainerd.episodes.store import Store
 from trainerd.fleet import Fleet
 from trainerd.ingest import Link
+from trainerd.legacy import LegacyInput
 from trainerd.mailbox import Mailbox
+from trainerd.pairing import PairingDesk
 from trainerd.release.publish import Publisher
 from trainerd.release.registry import Registry
+from trainerd.replay import Found
 from trainerd.run import RunFile
 from trainerd.settings import Settings
 from trainerd.training import STANDING_MODE, Training
@@ -26,6 +35,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from protocol.messages import Offer
+    from protocol.node.services import Service
+    from protocol.spec import RobotSpec, TaskSpec
     from trainerd.learning.learner import UpdateResult
     from trainerd.run import Run
 
@@ -48,6 +59,38 @@ class Daemon:
     training: Training
     fleet: Fleet
     link: Link
+    store: Store
+    keys: KeyPair
+    access: Access
+    pairing: PairingDesk | None
+    legacy: LegacyInput | None
+    found: list[Found]
+    """What lay in the store at the start, once that is known."""
+
+    @property
+    def services(self) -> list[Service]:
+        """What runs until a signal comes, the first to start first."""
+        optional: list[Service | None] = [self.pairing, self.legacy]
+        return [self.training, self.link, *(each for each in optional if each is not None)]
+
+    def start(self) -> None:
+        """Bring the store into order, then listen; raises RoverError."""
+        self.store.start()
+        self.found.append(Found.of(self.store, self.run_file.run))
+        self.link.start()
+        if self.pairing is not None:
+            self.pairing.start()
+        if self.legacy is not None:
+            self.legacy.start()
+
+    def stop(self) -> None:
+        """Write down what is there; may be called twice, and before ``start``."""
+        self.link.stop()
+        if self.legacy is not None:
+            self.legacy.stop()
+        self.store.stop()
+        self.store.catalogue.close()
+        self.metrics.close()
 
 
 def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
@@ -55,7 +98,10 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
     plugins = PluginManager(GROUPS)
     known = sorted({row["name"] for row in plugins.listing()})
     check_plugin_tables(settings.plugins, known, "the trainer has no plugin of that name")
+    start.check_reach(settings)
     run_file = start.open_run(settings)
+    keys = load_or_make(settings.state_dir / "keys" / "curve.json")
+    access = Access(settings.state_dir / "rovers.json")
     specified: asyncio.Future[Run] = loop.create_future()
     if run_file.run.specs is not None:
         specified.set_result(run_file.run)
@@ -64,9 +110,18 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
     metrics = Metrics(settings.tensorboard_dir)
     collection = Collection(metrics)
     mailbox = Mailbox()
+    found: list[Found] = []
+    store = Store(
+        settings.state_dir / "episodes",
+        Catalogue(settings.state_dir / "catalogue.sqlite"),
+        settings.store,
+        on_durable=lambda records: mailbox.post(lambda: link.safe(records)),
+        may_delete=lambda row: training.is_behind(row),  # noqa: PLW0108 - it is made below
+    )
     fleet = Fleet(
         run_file,
         settings.link,
+        store,
         check_specs=design.transform,
         on_specs=lambda run: loop.call_soon_threadsafe(specified.set_result, run),
         on_evaluated=collection.evaluated,
@@ -90,8 +145,47 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
         metrics,
         specified=specified,
         post=mailbox.post,
+        replay=lambda marks: link.replay(found[0].replay(marks, collection)),
         on_state=lambda state: mailbox.post(partial(fleet.set_mode, STANDING_MODE[state], time.monotonic())),
         on_update=on_update,
     )
-    link = Link(settings, mailbox, fleet, collection, registry)
-    return Daemon(settings, run_file, mailbox, plugins, registry, publisher, metrics, collection, training, fleet, link)
+    curve_keys = keys if settings.link.curve else None
+    link = Link(settings, mailbox, fleet, collection, registry, store, keys=curve_keys, access=access)
+    access.on_revoked.append(lambda rover_id, revoked: mailbox.post(partial(link.cut, rover_id, revoked)))
+    pairing_port = settings.link.pairing_port or (link.port + PORT_ABOVE_LINK if link.port else 0)
+    is_pairing = settings.link.pairing and settings.link.curve
+    return Daemon(
+        settings,
+        run_file,
+        mailbox,
+        plugins,
+        registry,
+        publisher,
+        metrics,
+        collection,
+        training,
+        fleet,
+        link,
+        store,
+        keys,
+        access,
+        PairingDesk(settings.host, pairing_port, keys, access, link_port=lambda: link.port) if is_pairing else None,
+        LegacyInput(settings.legacy, partial(_keep_legacy, store, run_file)) if settings.legacy.enabled else None,
+        found,
+    )
+
+
+def _keep_legacy(  # noqa: PLR0913, PLR0917 - the interface of LegacyInput
+    store: Store,
+    run_file: RunFile,
+    rover_id: str,
+    boot_id: str,
+    seq: int,
+    header: dict[str, Any],
+    frames: list[bytes],
+    robot: RobotSpec,
+    task: TaskSpec,
+) -> bool:
+    """Store a record of version 0; on the thread of that input."""
+    store.begin_boot(rover_id, boot_id, run_id=run_file.run.run_id, robot=robot, task=task, epoch_ns=0)
+    return store.append(StoredRecord(rover_id, boot_id, seq, header["episode_id"], header, frames))

@@ -17,9 +17,11 @@ from trainerd.learning.assembler import FATES, OPEN_FATES, Assembler
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from protocol.ranges import Ranges
     from protocol.step import Record
     from trainerd.cockpit.metrics import Metrics
     from trainerd.evaluate import Evaluation
+    from trainerd.learning.assembler import Marks
     from trainerd.learning.rollout import Rollout, Rollouts
 
 log = get_logger()
@@ -92,32 +94,48 @@ class Collection:
         staleness_limit: int,
         policy_counter: int,
         decisions: int,
+        marks: Marks | None = None,
     ) -> None:
-        """Fill these rollouts from now on, ``on_filled`` hears of each; ``decisions`` were learned from before."""
+        """Fill these rollouts from now on, ``on_filled`` hears of each.
+
+        ``decisions`` were learned from before, and the records of ``marks`` are behind the learner.
+        """
         self._on_filled = on_filled
         self.assembler = Assembler(rollouts, staleness_limit=staleness_limit)
+        self.assembler.resume(marks or {})
         self.assembler.policy_counter = policy_counter
         self.decisions.total = decisions
         self._history_due = decisions + HISTORY_DECISIONS
 
-    def consume(self, record: Record) -> bool:
+    def consume(self, record: Record, lane: str = "live") -> bool:
         """Take a record; False while there is no room for it."""
         if self.assembler is None:
             return False
         if self.intake == CLOSED and record.purpose == "training":
-            self.assembler.skip(record)
-        elif not self.assembler.add(record):
+            self.assembler.skip(record, lane)
+        elif not self.assembler.add(record, lane):
             return False
         while self._on_filled is not None and (rollout := self.assembler.take_filled()) is not None:
             self._on_filled(rollout)
         self._note(record)
         return True
 
-    def pass_over(self, record: Record) -> bool:
+    def skip_stale(self, rover_id: str, boot_id: str, seqs: Ranges, steps: int) -> None:
+        """Count stored records whose policies are all too old to learn from, without reading them."""
+        if self.assembler is not None:
+            self.assembler.skip_stale(rover_id, boot_id, seqs, steps)
+            self.steps.total += steps
+
+    @property
+    def oldest_usable(self) -> int:
+        """The lowest policy counter whose steps are not too stale to learn from; 0 before ``begin``."""
+        return self.assembler.oldest_usable if self.assembler is not None else 0
+
+    def pass_over(self, record: Record, lane: str = "live") -> bool:
         """Count a record without room as unused, for an evaluation behind it; False where room will come by itself."""
         if self.assembler is None or self.intake != RESTING:
             return False
-        self.assembler.skip(record)
+        self.assembler.skip(record, lane)
         self._note(record)
         return True
 

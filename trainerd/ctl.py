@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from protocol.errors import RoverError
 from protocol.node.config import load, show
 from protocol.node.ctl import Command, Outcome, render_facts, render_table, run_command_line
 from protocol.node.socket import ControlClient, ControlError
+from trainerd.episodes import audit_command
 from trainerd.profiles import profile_layers
 from trainerd.settings import DEFAULT_CONTROL_SOCKET, Settings
 
@@ -96,6 +99,29 @@ def _wait(client: ControlClient, path: str, what: str) -> dict[str, Any]:
         time.sleep(POLL_S)
 
 
+def _rovers(client: ControlClient, _arguments: argparse.Namespace) -> Outcome:
+    return {**client.get("/rovers"), "keys": client.get("/keys")["keys"]}, 0
+
+
+def _confirm(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    return client.post("/pairing/confirm", {"code": " ".join(arguments.code), "again": arguments.again}), 0
+
+
+def _add_key(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    body = {"public": arguments.key, "again": arguments.again}
+    return client.post(f"/rovers/{quote(arguments.name, safe='')}/keys", body), 0
+
+
+def _revoke(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    return client.post(f"/rovers/{quote(arguments.name, safe='')}/revoke", {"key": arguments.key}), 0
+
+
+def _key(client: ControlClient, _arguments: argparse.Namespace) -> Outcome:
+    answer = client.get("/keys")
+    facts = {name: answer[name] for name in ("ok", "public", "fingerprint")}
+    return {**facts, "at_the_rover": f"roverctl trust {shlex.quote(answer['public'])}"}, 0
+
+
 def _config(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
     """Ask the daemon; without one, or where sources are named, load the settings here."""
     is_local = arguments.profile is not None or arguments.config is not None or arguments.set
@@ -128,6 +154,26 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", metavar="NAME", help="show what a daemon with this profile would start with")
     parser.add_argument("--config", type=Path, metavar="FILE", help="likewise with this file")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="likewise with this option")
+
+
+def _confirm_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("code", nargs="+", metavar="CODE", help="the six digits that roverctl pair shows")
+    _again_argument(parser)
+
+
+def _add_key_arguments(parser: argparse.ArgumentParser) -> None:
+    _name("rover")(parser)
+    parser.add_argument("key", metavar="KEY", help="its public key, in single quotes: roverctl key show")
+    _again_argument(parser)
+
+
+def _again_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--again", action="store_true", help="also a key that was revoked before")
+
+
+def _revoke_arguments(parser: argparse.ArgumentParser) -> None:
+    _name("rover")(parser)
+    parser.add_argument("--key", default="", help="only this one, by its fingerprint or in full (default: all)")
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +221,50 @@ def _render_rows(key: str, *columns: str) -> Callable[[dict[str, Any]], str]:
         return render_table(rows, [name.removesuffix("_id") for name in columns])
 
     return render
+
+
+def _render_rovers(payload: dict[str, Any]) -> str:
+    """List the rovers of this process, then those that have a key and did not come yet."""
+    columns = ("rover_id", "connected", "steps", "policy_id", "policy_counter", "order_id")
+    owners = {row["rover_id"] for row in payload["keys"]}
+    seen = {row["rover_id"] for row in payload["rovers"]}
+    rows = [*payload["rovers"], *({"rover_id": owner} for owner in sorted(owners - seen))]
+    texts = []
+    for row in rows:
+        keys = [each for each in payload["keys"] if each["rover_id"] == row["rover_id"]]
+        prints = [each["fingerprint"] + (" (revoked)" if each["state"] == "revoked" else "") for each in keys]
+        texts.append([*(_cell(name, row.get(name)) for name in columns), ", ".join(prints) or "-"])
+    return render_table(texts, [*(name.removesuffix("_id") for name in columns), "keys"])
+
+
+def _render_pending(payload: dict[str, Any]) -> str:
+    if not payload["enabled"]:
+        return "pairing is off (link.pairing); by hand: trainerctl key show, trainerctl rover add NAME KEY"
+    if not payload["pending"]:
+        return f"no rover waits; at the rover: roverctl pair HOST (port {payload['port']})"
+    rows = [
+        (row["rover_id"], row["address"], row["fingerprint"], f"{row['left_s']:.0f}", row["tries_left"], _note(row))
+        for row in payload["pending"]
+    ]
+    return render_table(rows, ("rover", "address", "key", "s left", "tries left", "note"))
+
+
+def _note(row: dict[str, Any]) -> str:
+    """Say what a person should know before the code is typed."""
+    if row["was_revoked"]:
+        return "this key was revoked"
+    if row["known_as"]:
+        return f"its key is let in already, as {row['known_as']}"
+    return "another key of this name is let in already" if row["keys"] else ""
+
+
+def _render_paired(payload: dict[str, Any]) -> str:
+    text = f"paired {payload['paired']}, key {payload['fingerprint']}"
+    if payload["keys"] > 1:
+        name = payload["paired"]
+        hint = f"shut the old one out: trainerctl rover revoke {name} --key KEY"
+        text += f"\n{name} has {payload['keys']} keys now; {hint}"
+    return text
 
 
 def _cell(name: str, value: Any) -> str:
@@ -256,9 +346,20 @@ COMMANDS: Sequence[Command] = (
     Command(
         ("rover", "list"),
         "list the rovers",
-        _get("/rovers"),
-        render=_render_rows("rovers", "rover_id", "connected", "steps", "policy_id", "policy_counter", "order_id"),
+        _rovers,
+        render=_render_rovers,
     ),
+    Command(("rover", "pending"), "list the rovers that ask to be let in", _get("/pairing"), render=_render_pending),
+    Command(
+        ("rover", "confirm"),
+        "let the rover in that shows this code",
+        _confirm,
+        _confirm_arguments,
+        _render_paired,
+    ),
+    Command(("rover", "add"), "let a rover in by its public key", _add_key, _add_key_arguments),
+    Command(("rover", "revoke"), "shut a rover out and cut its connection", _revoke, _revoke_arguments),
+    Command(("key", "show"), "show the public key of this trainer", _key),
     Command(
         ("plugins",),
         "list the plugins",
@@ -278,6 +379,13 @@ COMMANDS: Sequence[Command] = (
         _lint,
         _lint_arguments,
         _render_lint,
+    ),
+    Command(
+        ("audit",),
+        "check stored episodes; exit status 1 when one is wrong, 2 when none could be checked",
+        audit_command.run,
+        audit_command.add_arguments,
+        audit_command.render,
     ),
     Command(
         ("config", "show"),

@@ -7,21 +7,23 @@ is offered or ordered again until it fits.
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from protocol import PROTOCOL_VERSION
 from protocol.errors import RoverError
-from protocol.messages import Hello, Message, Offer, Order, OrderUpdate, Ping, Refuse, Verdict, Welcome
+from protocol.messages import Hello, Message, Offer, Order, OrderUpdate, Ping, Refuse, Verdict, Welcome, ranges_of
 from protocol.node.log import get_logger
+from protocol.ranges import Ranges
 from protocol.spec import SpecError
 from trainerd.evaluate import FAILED, Evaluation, Evaluations
-from trainerd.lane import Lane, Tally
-from trainerd.rover import Rover, Waiting, plain, refusal_of_text, whole
+from trainerd.lane import Boot, Tally
+from trainerd.rover import Backlog, Rover, Waiting, backlog_of, plain, refusal_of_text, whole
 from trainerd.run import parse_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from protocol.messages import Gone
     from protocol.spec import RobotSpec, TaskSpec
     from trainerd.run import Run, RunFile
     from trainerd.settings import LinkSettings
@@ -34,6 +36,27 @@ STANDING = {mode: Order(mode, mode) for mode in ("train", "idle")}
 """The orders that hold while there is no evaluation; their id is their mode."""
 
 
+class Shelf(Protocol):
+    """What the fleet asks of the episode store."""
+
+    def received(self, rover_id: str, boot_id: str) -> list[list[int]]:
+        """Return the inclusive ranges of seq that are safe on disk."""
+
+    def gone(self, rover_id: str, boot_id: str) -> list[list[int]]:
+        """Return the inclusive ranges of seq that were given up."""
+
+    def give_up(self, rover_id: str, boot_id: str, ranges: list[list[int]], reason: str) -> None:
+        """Hear that records will never come."""
+
+    def begin_boot(
+        self, rover_id: str, boot_id: str, *, run_id: str, robot: RobotSpec, task: TaskSpec, epoch_ns: int
+    ) -> None:
+        """Hear what the records of a boot are of; may be said again."""
+
+    def close_boot(self, rover_id: str, boot_id: str) -> None:
+        """Hear that nothing more comes of a boot."""
+
+
 class Fleet:
     """All rovers and what they are told; ``outbox`` collects messages. The link thread owns it."""
 
@@ -41,6 +64,7 @@ class Fleet:
         self,
         run_file: RunFile,
         settings: LinkSettings,
+        shelf: Shelf,
         *,
         check_specs: Callable[[RobotSpec, TaskSpec], object],
         on_specs: Callable[[Run], object],
@@ -51,6 +75,7 @@ class Fleet:
         Args:
             run_file: the run, whose specs the first rover fixes.
             settings: of the link.
+            shelf: where records become safe.
             check_specs: raises RoverError where nothing can be learned for a robot and a task.
             on_specs: hears once when the specs are fixed.
             on_evaluated: hears of each finished evaluation.
@@ -60,16 +85,19 @@ class Fleet:
         self.outbox: deque[tuple[bytes, Message]] = deque()
         self.evaluations = Evaluations(on_evaluated)
         self.mode = "idle"
+        self.is_open = True
+        """False while nothing can be made safe: no rover has credit then."""
         self.wanted: Offer | None = None
         self.tally = Tally()
-        self.leftover: list[Rover] = []
-        """Rovers as they were before they started again, whose last records still wait."""
+        self.boots: dict[tuple[str, str], Boot[Waiting]] = {}
+        """Every boot of which records may come or wait, by (rover_id, boot_id)."""
         self.update_to_driving_s: list[float] = []
         """For each update the time until its policy drove, or a newer one did because it had been overtaken."""
         self.refused_hellos: Counter[str] = Counter()
         self.last_refusal = ""
         self._run_file = run_file
         self._settings = settings
+        self._shelf = shelf
         self._check_specs = check_specs
         self._on_specs = on_specs
         self._alone_s: float | None = None
@@ -94,30 +122,56 @@ class Fleet:
         """Admit a rover or refuse it by name of the reason."""
         refusal = self._refusal(identity, hello, now_s)
         if refusal is not None:
-            self.refused_hellos[refusal.code] += 1
-            self.last_refusal = refusal.reason
-            if self.refused_hellos[refusal.code] in {1, 10, 100, 1000}:
-                hint = "the reason was sent to the rover"
-                log.warning("rover.refused", code=refusal.code, reason=refusal.reason, hint=hint)
-            self.outbox.append((identity, refusal))
+            self.refuse(identity, refusal)
             return None
+        backlog = backlog_of(hello)
         rover = self._admit(identity, hello, now_s)
+        older = self._admit_backlog(rover, backlog)
         version = min(hello.newest_version, PROTOCOL_VERSION)
-        received = rover.lane.received.to_list(256)
-        run_id, credit = self._run_file.run.run_id, self._settings.credit
-        self.outbox.append((identity, Welcome(version, "trainerd", run_id, credit, hello.boot_id, received)))
+        run_id, credit = self._run_file.run.run_id, self.credit_of(rover)
+        rover.told_credit = credit
+        received = rover.boot.durable.to_list(256)
+        safe = {boot.boot_id: boot.durable.to_list(64) for boot in older}
+        self.outbox.append((identity, Welcome(version, "trainerd", run_id, credit, hello.boot_id, received, safe)))
         self._state(rover, hello.policy_id, hello.policy_counter, hello.order_id)
         self.converge(rover, now_s)
         return rover
 
+    def refuse(self, identity: bytes, refusal: Refuse) -> None:
+        """Count a refusal and tell the rover why."""
+        self.refused_hellos[refusal.code] += 1
+        self.last_refusal = refusal.reason
+        if self.refused_hellos[refusal.code] in {1, 10, 100, 1000}:
+            hint = "the reason was sent to the rover"
+            log.warning("rover.refused", code=refusal.code, reason=refusal.reason, hint=hint)
+        self.outbox.append((identity, refusal))
+
     def ping(self, rover: Rover, ping: Ping, now_s: float) -> None:
         """Take in what a rover states of itself, and converge it."""
         rover.status = plain(ping.status)
-        rover.oldest_unacked = max(rover.oldest_unacked, ping.oldest_unacked)
+        self._has_nothing_below(rover, ping.oldest_unacked)
         rover.overflow = max(rover.overflow, whole(ping.status.get("overflow")))
         self._state(rover, ping.policy_id, ping.policy_counter, ping.order_id)
         self._drives(rover, ping.policy_id, now_s)
         self.converge(rover, now_s)
+
+    def gone(self, rover: Rover, gone: Gone) -> None:
+        """Give up what a rover does not have any more."""
+        boot = self.boots.get((rover.rover_id, gone.boot_id))
+        if boot is not None:
+            ranges = ranges_of(gone.ranges, "gone")
+            self._give_up(boot, ranges, gone.reason[:200] or "the rover no longer has them")
+
+    def give_up(self, boot: Boot[Waiting], reason: str) -> None:
+        """Give up everything that is missing of a boot."""
+        self._give_up(boot, [(0, boot.bound - 1)], reason)
+
+    def credit_of(self, rover: Rover) -> int:
+        """Return how many records a rover may have under way."""
+        if not self.is_open:
+            return 0
+        rooms = [boot.room for boot in self.boots.values() if boot.rover_id == rover.rover_id]
+        return max(0, min(self._settings.credit, *rooms))
 
     def verdict(self, rover: Rover, verdict: Verdict, now_s: float) -> None:
         """Take in what became of a policy on a rover."""
@@ -237,7 +291,7 @@ class Fleet:
         for rover in connected:
             silent_s = now_s - rover.stepped_s
             is_driving = rover.order_id not in {"", "idle"} or self.order_for(rover).order_id != "idle"
-            if is_driving and silent_s > quiet_s and not rover.lane.waiting:
+            if is_driving and silent_s > quiet_s and not rover.boot.waiting:
                 causes.append(f"{rover.rover_id}: no step in {silent_s:.0f} s although it is ordered to drive")
             if rover.overflow:
                 causes.append(f"{rover.rover_id}: it dropped {rover.overflow} records while the trainer was away")
@@ -279,6 +333,10 @@ class Fleet:
                 return Refuse("duplicate", f"{text}: give each rover a name of its own", retry=True)
         if self.specs is None:
             self._fix(robot, task)
+        try:
+            self._begin_boot(hello.rover_id, hello.boot_id, hello.epoch_ns)
+        except RoverError as error:
+            return Refuse("store", f"{hello.rover_id}: {error}", retry=True)
         return None
 
     def _compare(self, robot: RobotSpec, task: TaskSpec) -> None:
@@ -298,21 +356,15 @@ class Fleet:
 
     def _admit(self, identity: bytes, hello: Hello, now_s: float) -> Rover:
         known = self.rovers.get(hello.rover_id)
-        lane: Lane[Waiting] | None = None
         if known is not None:
             self._by_identity.pop(known.identity, None)
-            if known.boot_id == hello.boot_id:
-                lane = known.lane
-            else:
-                self.leftover.append(known)
-        if lane is None:
-            lane = Lane.begin(hello.oldest_unacked, 2 * self._settings.credit, self.tally)
-        elif not lane.waiting:
-            lane.skip_to(hello.oldest_unacked)
+        boot = self._boot(hello.rover_id, hello.boot_id, floor=hello.oldest_unacked, epoch_ns=hello.epoch_ns)
+        boot.bound = max(boot.bound, hello.next_seq)
+        boot.split(hello.live_seq)
         other = self.rover_of(identity)
         if other is not None and other.rover_id != hello.rover_id:
             self.part(other, f"its connection became {hello.rover_id}")
-        rover = Rover(hello.rover_id, hello.boot_id, identity, lane, software=hello.software[:80])
+        rover = Rover(hello.rover_id, hello.boot_id, identity, boot, software=hello.software[:80])
         if known is not None:
             rover.refused, rover.verdicts, rover.steps = known.refused, known.verdicts, known.steps
             rover.malformed, rover.round_trip_ms = known.malformed, known.round_trip_ms
@@ -321,15 +373,72 @@ class Fleet:
             else:
                 self._gone_overflow += known.overflow
         rover.heard_s = rover.stepped_s = now_s
-        rover.oldest_unacked = hello.oldest_unacked
         rover.settings = plain(hello.settings)
         is_news = known is None or not known.connected or known.boot_id != hello.boot_id
         self.rovers[hello.rover_id] = rover
         self._by_identity[identity] = hello.rover_id
+        self._has_nothing_below(rover, hello.oldest_unacked)
         if is_news:
-            facts = {"boot_id": rover.boot_id, "software": rover.software, "resumes_at": lane.next_seq}
+            facts = {"boot_id": rover.boot_id, "software": rover.software, "resumes_at": boot.live.next_seq}
             log.info("rover.connected", rover_id=rover.rover_id, **facts)
         return rover
+
+    def _admit_backlog(self, rover: Rover, backlog: list[Backlog]) -> list[Boot[Waiting]]:
+        """Expect what a rover holds of earlier boots; of those that it does not name nothing more will come."""
+        named = {each.boot_id for each in backlog} | {rover.boot_id}
+        for boot in self.boots.values():
+            if boot.rover_id == rover.rover_id:
+                boot.is_over = boot.boot_id not in named
+        older = []
+        for each in backlog:
+            try:
+                boot = self._boot(rover.rover_id, each.boot_id, floor=each.first, epoch_ns=each.epoch_ns)
+            except RoverError as error:
+                hint = "the rover keeps them; nothing is lost"
+                log.warning("backlog.refused", rover_id=rover.rover_id, reason=str(error), hint=hint)
+                continue
+            boot.bound = max(boot.bound, each.next)
+            older.append(boot)
+        return older
+
+    def _boot(self, rover_id: str, boot_id: str, *, floor: int, epoch_ns: int) -> Boot[Waiting]:
+        boot = self.boots.get((rover_id, boot_id))
+        if boot is None:
+            self._begin_boot(rover_id, boot_id, epoch_ns)
+            durable, gone = self._shelf.received(rover_id, boot_id), self._shelf.gone(rover_id, boot_id)
+            boot = Boot(
+                *(rover_id, boot_id, self.tally, 2 * self._settings.credit),
+                durable=durable,
+                lost=gone,
+                floor=0 if durable or gone else floor,
+            )
+            self.boots[rover_id, boot_id] = boot
+        return boot
+
+    def _begin_boot(self, rover_id: str, boot_id: str, epoch_ns: int) -> None:
+        """Tell the store what records of a boot are of; raises RoverError where it cannot keep them."""
+        assert self.specs is not None  # noqa: S101 - nobody is admitted before there are specs
+        robot, task = self.specs
+        run_id = self._run_file.run.run_id
+        self._shelf.begin_boot(rover_id, boot_id, run_id=run_id, robot=robot, task=task, epoch_ns=epoch_ns)
+
+    def forget(self, boot: Boot[Waiting]) -> None:
+        """Close a boot of which nothing waits and nothing more comes."""
+        self._shelf.close_boot(*boot.key)
+        self.boots.pop(boot.key, None)
+
+    def _has_nothing_below(self, rover: Rover, oldest: int) -> None:
+        """Give up what is missing below the oldest record that a rover still has of its present boot."""
+        boot = rover.boot
+        if boot.taken.next_missing(0) < oldest:
+            boot.bound = max(boot.bound, oldest)
+            self._give_up(boot, [(0, oldest - 1)], "the rover no longer had them: its spool was full")
+
+    def _give_up(self, boot: Boot[Waiting], ranges: list[tuple[int, int]], reason: str) -> None:
+        lost = Ranges(pair for first, last in ranges for pair in boot.give_up(first, last))
+        if lost:
+            self._shelf.give_up(*boot.key, lost.to_list(), reason)
+            log.warning("steps.lost", rover_id=boot.rover_id, boot_id=boot.boot_id, count=len(lost), hint=reason)
 
     def _state(self, rover: Rover, policy_id: str, counter: int, order_id: str) -> None:
         rover.policy_id, rover.policy_counter, rover.order_id = policy_id, counter, order_id

@@ -38,16 +38,15 @@ async def serve(loaded: Loaded[Settings]) -> None:
     api = Api(daemon, loaded)
     socket = ControlSocket(settings.socket_path, api.routes(), audit=settings.state_dir / "audit.jsonl")
     install_signal_stop(loop, stop)
-    daemon.link.start()
+    await asyncio.to_thread(daemon.start)
     daemon.publisher.resume()
     log.info("daemon.started", port=daemon.link.port, run_id=daemon.publisher.run_id, pid=os.getpid())
-    services: list[Service] = [daemon.training, daemon.link, socket, start.Readiness(daemon.training, socket)]
+    services: list[Service] = [*daemon.services, socket, start.Readiness(daemon.training, socket)]
     try:
         await run_services(services, stop, grace_s=STOP_S)
     finally:
         sdnotify.stopping()
-        daemon.link.stop()
-        daemon.metrics.close()
+        await asyncio.to_thread(daemon.stop)
         log.info("daemon.stopped")
 
 

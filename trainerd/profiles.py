@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 DEMO_DECISIONS = 300_000
 """Budget of the demo, which its schedules follow."""
 
+DEMO_EPISODES_GB = 1.0
+"""Disk for the demo's episodes; its 300,000 decisions would take four times as much."""
+
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "demo": {**DEMO, "threads": 1, "train": {"decisions": DEMO_DECISIONS}},
+    "demo": {**DEMO, "threads": 1, "train": {"decisions": DEMO_DECISIONS}, "store": {"quota_gb": DEMO_EPISODES_GB}},
 }
 
 

@@ -9,14 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
+from protocol.framing import Fields, ProtocolError
 from protocol.messages import NAME, Hello, Refuse
 from protocol.step import Record
-from trainerd.lane import Lane
+from trainerd.episodes.records import StoredRecord
+from trainerd.lane import Boot
 
-Waiting = tuple[dict[str, Any], list[bytes]] | Record
-"""A record that waits: its header and its image frames, or decoded, where the consumer was busy."""
+Waiting = StoredRecord | Record
+"""A record that waits: as it came, or decoded, where the consumer was busy."""
 
 VERDICTS_KEPT = 50
+MAX_BACKLOG = 32
+"""Earlier boots that a hello may name."""
+MAX_SEQ = 1 << 62
 
 
 @dataclass
@@ -26,7 +31,7 @@ class Rover:
     rover_id: str
     boot_id: str
     identity: bytes
-    lane: Lane[Waiting]
+    boot: Boot[Waiting]
     software: str = ""
     connected: bool = True
     heard_s: float = 0.0
@@ -46,9 +51,14 @@ class Rover:
     overflow: int = 0
     """Records of this boot that the rover dropped unsent because its outbox was full."""
     round_trip_ms: float | None = None
-    acked_s: float = 0.0
-    oldest_unacked: int = 0
-    """The rover has no record below it any more."""
+    key: str = ""
+    """Public CURVE key of its connection; empty where the link is plain."""
+    fd: int = -1
+    """Socket of its connection, as the last hello came from."""
+    told_credit: int = 0
+    allowance: float = 0.0
+    """Bytes that it may send now, and when that was computed."""
+    allowed_s: float = 0.0
     offered: tuple[str, float, float] = ("", 0.0, 0.0)
     """What was offered last: policy, when, and how long to wait before it is said again."""
     ordered: tuple[str, float, float] = ("", 0.0, 0.0)
@@ -63,8 +73,10 @@ class Rover:
             "silent_s": round(now_s - self.heard_s, 3),
             "software": self.software,
             "steps": self.steps,
-            "waiting": len(self.lane.waiting),
-            "next_seq": self.lane.next_seq,
+            "waiting": self.boot.waiting,
+            "next_seq": self.boot.live.next_seq,
+            "live_seq": self.boot.live.start,
+            "backfill_seq": self.boot.backfill.next_seq,
             "malformed": self.malformed,
             "overflow": self.overflow,
             "round_trip_ms": self.round_trip_ms,
@@ -79,6 +91,31 @@ class Rover:
         }
 
 
+@dataclass(frozen=True)
+class Backlog:
+    """What a rover holds of an earlier boot."""
+
+    boot_id: str
+    first: int
+    next: int
+    epoch_ns: int
+
+
+def backlog_of(hello: Hello) -> list[Backlog]:
+    """Return the backlog of a hello; raises ProtocolError where it is none."""
+    backlog = []
+    for each in hello.backlog[:MAX_BACKLOG]:
+        if type(each) is not dict:  # it came over the wire
+            raise ProtocolError(f"hello.backlog: {str(each)[:60]} is no map")
+        fields = Fields("hello.backlog", each)
+        boot_id = fields.get("boot_id", str)
+        first, following = fields.count("first"), fields.count("next")
+        if not re.fullmatch(NAME, boot_id) or first > following or following >= MAX_SEQ or boot_id == hello.boot_id:
+            raise ProtocolError(f"hello.backlog: {boot_id[:64]!r}, {first} to {following}")
+        backlog.append(Backlog(boot_id, first, following, fields.count("epoch_ns", 0)))
+    return backlog
+
+
 def refusal_of_text(hello: Hello) -> Refuse | None:
     """Judge what of a hello can be judged by itself."""
     name = hello.rover_id[:80]
@@ -89,8 +126,9 @@ def refusal_of_text(hello: Hello) -> Refuse | None:
         theirs = f"it speaks protocol {hello.oldest_version} to {hello.newest_version}"
         ours = f"this side {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}"
         return Refuse("version", f"{name}: {theirs}, {ours}: update {older}")
-    if not 0 <= hello.oldest_unacked <= hello.next_seq < 1 << 62:
-        return Refuse("seq", f"{name}: oldest unacked {hello.oldest_unacked}, next {hello.next_seq}")
+    if not 0 <= hello.oldest_unacked <= hello.next_seq < MAX_SEQ or not 0 <= hello.live_seq <= hello.next_seq:
+        text = f"oldest unacked {hello.oldest_unacked}, live from {hello.live_seq}, next {hello.next_seq}"
+        return Refuse("seq", f"{name}: {text}")
     return None
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from protocol.node.config import option
 from protocol.node.log import LEVELS
+from trainerd.episodes.settings import StoreSettings
 from trainerd.learning.settings import NetworkSettings, PpoSettings
+from trainerd.legacy import LegacySettings
 
 DEFAULT_STATE_DIR = Path("./state/trainerd")
 DEFAULT_CONTROL_SOCKET = DEFAULT_STATE_DIR / "control.sock"
@@ -28,6 +30,12 @@ class LinkSettings:
     offer_interval_s: float = option(
         1.0, help="first time between two offers of a policy; it doubles up to 16 s", low=0.05
     )
+    rover_mbytes_per_s: float = option(64.0, help="most that one rover may send on average, MB/s", low=0.1)
+    curve: bool = option(
+        default=True, help="encrypt the link and admit paired rovers only; false: plain, on loopback only"
+    )
+    pairing: bool = option(default=True, help="answer rovers that ask to be paired; a person confirms each")
+    pairing_port: int = option(0, help="port for pairing; 0: two above the link's", low=0, high=65535)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,9 @@ class Settings:
 
     host: str = option("127.0.0.1", help="address to listen on for rovers")
     port: int = option(5555, help="port to listen on for rovers; 0: any free one", low=0, high=65535)
-    state_dir: Path = option(DEFAULT_STATE_DIR, help="folder of the run's identity, the policies and the audit log")
+    state_dir: Path = option(
+        DEFAULT_STATE_DIR, help="folder of the run's identity, episodes, policies, keys and audit log"
+    )
     checkpoint_dir: Path = option(Path("./checkpoints"), help="folder of the checkpoints")
     checkpoint_interval: int = option(10, help="updates between two checkpoints", low=1)
     tensorboard_dir: Path = option(Path("./runs"), help="folder of the TensorBoard logs")
@@ -59,6 +69,8 @@ class Settings:
     log_level: str = option("info", help="least severe level that is logged", choices=LEVELS)
     link: LinkSettings = option(LinkSettings, help="how rovers are listened to")
     train: TrainSettings = option(TrainSettings, help="what the run is for")
+    store: StoreSettings = option(StoreSettings, help="how episodes are kept on disk")
+    legacy: LegacySettings = option(LegacySettings, help="input of version 0")
     ppo: PpoSettings = option(PpoSettings, help="the hyperparameters of PPO")
     network: NetworkSettings = option(NetworkSettings, help="the policy network")
     plugins: dict[str, Any] = option(dict, help="a table for each plugin, checked by the plugin")

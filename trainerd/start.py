@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from protocol.errors import RoverError
 from protocol.node import sdnotify
 from protocol.node.log import get_logger
+from protocol.node.reach import is_loopback
 from trainerd.learning import checkpoint
 from trainerd.run import RunFile, parse_specs
 
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from trainerd.training import Training
 
 log = get_logger()
+
+
+class ReachError(RoverError):
+    """Others than this machine would reach a port that asks nobody who he is."""
+
+
+def check_reach(settings: Settings) -> None:
+    """Raise ReachError where the link would be plain for other machines."""
+    if not settings.link.curve and not is_loopback(settings.host):
+        hint = "leave link.curve on and pair the rovers, or listen on 127.0.0.1"
+        raise ReachError(f"link.curve is off and host {settings.host} is not loopback: anybody could join; {hint}")
 
 
 class FolderError(RoverError):

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from trainerd.cockpit.metrics import Metrics
     from trainerd.collection import Collection
     from trainerd.design import Design
+    from trainerd.episodes.catalogue import EpisodeRow
+    from trainerd.learning.assembler import Marks
     from trainerd.learning.learner import UpdateResult
     from trainerd.learning.rollout import Rollout
     from trainerd.release.publish import Publisher
@@ -82,6 +84,7 @@ class Training:
         *,
         specified: asyncio.Future[Run],
         post: Callable[[Callable[[], object]], None],
+        replay: Callable[[Marks], object],
         on_state: Callable[[str], None],
         on_update: Callable[[UpdateResult, float], None],
     ) -> None:
@@ -96,6 +99,7 @@ class Training:
             metrics: for TensorBoard.
             specified: the run, once its robot and task are known.
             post: runs a function on the link thread.
+            replay: feeds the stored records that are not behind the learner, before any new one; on the link thread.
             on_state: hears of each new state.
             on_update: hears of each update and the monotonic time of its end.
 
@@ -114,6 +118,7 @@ class Training:
         self._registry = registry
         self._metrics = metrics
         self._post = post
+        self._replay = replay
         self._on_state = on_state
         self._tell_update = on_update
         self._design = design
@@ -222,6 +227,13 @@ class Training:
         else:
             parts.worker.submit(rollout)
 
+    def is_behind(self, row: EpisodeRow) -> bool:
+        """Tell whether no restart needs an episode, because the newest checkpoint is behind it; any thread may ask."""
+        if self.parts is None or row.first_seq is None or row.last_seq is None:
+            return False
+        marks = self.parts.worker.saved_marks.get((row.rover_id, row.boot_id))
+        return marks is not None and marks.next_missing(row.first_seq) > row.last_seq
+
     def causes(self) -> list[str]:
         """Say what is wrong with learning, for the health in the status."""
         causes = [f"training refuses the signal: {', '.join(self.refused)}"] if self.refused else []
@@ -327,8 +339,10 @@ class Training:
                 staleness_limit=self._settings.ppo.staleness_limit,
                 policy_counter=learner.policy_counter,
                 decisions=learner.decisions,
+                marks=learner.marks,
             )
         )
+        self._post(partial(self._replay, learner.marks))
         self.last_update = {"update": learner.updates, "decisions": learner.decisions}
         if self._is_spent():
             self._enter(FINISHED)
@@ -381,9 +395,11 @@ class Training:
     def _settle(self, steps: Mapping[str, int], fate: str) -> None:
         self._post(partial(self._collection.settle, steps, fate))
 
-    def _on_checkpoint(self, path: Path) -> None:
+    def _on_checkpoint(self, path: Path, is_rolling: bool) -> None:  # noqa: FBT001 - Worker calls it
         self.latest_checkpoint, self.checkpoint_error = path.name, ""
-        log.info("checkpoint.saved", checkpoint=path.name)
+        (log.debug if is_rolling else log.info)("checkpoint.saved", checkpoint=path.name)
+        if is_rolling:
+            return
         waiting, self._saved = self._saved, []
         for each in waiting:
             if not each.done():
@@ -405,11 +421,13 @@ class Training:
         learner = parts.learner
         newest = self._registry.newest(self._publisher.run_id)
         counter = max(learner.policy_counter, newest.counter if newest else 0) + 1
+        marks = learner.marks  # what was learned from on the line that is left is not fed again
         try:
             checkpoint.resume(path, learner)
         except RoverError as error:
             answer.set_exception(error)
             return
+        learner.marks = marks
         learner.budget_decisions = self._settings.train.decisions or ENDLESS_DECISIONS
         learner.policy_counter = counter
         self._post(partial(self._collection.set_policy_counter, counter))

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from protocol.errors import RoverError
+from protocol.framing import MAX_DEPTH, is_deeper
 from protocol.node.log import get_logger
 
 if TYPE_CHECKING:
@@ -120,7 +122,8 @@ class ControlSocket:
         application = web.Application(middlewares=[_in_json])
         for route in self._routes:
             application.router.add_route(route.method, route.path, self._endpoint(route))
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        # nobody compresses a request here, and what is inflated could be a bomb
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, auto_decompress=False)
         try:
             await runner.setup()
             await web.SockSite(runner, listener).start()
@@ -148,17 +151,22 @@ async def read_request(http_request: web.Request) -> Request:
     """Read an HTTP request into what handlers get; the caller's uid and pid where it came over a Unix socket.
 
     Raises:
-        RequestError: the body is not a JSON object.
+        RequestError: the body is not a JSON object, or not encoded as it says.
 
     """
     pid, uid = _peer(http_request)
-    raw = await http_request.read()
+    try:
+        raw = await http_request.read()
+    except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:  # or the caller hung up
+        raise RequestError(400, f"request body: {str(error)[:200]}") from error
     try:
         body = json.loads(raw) if raw else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, f"request body: not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise RequestError(400, f"request body: a JSON object was expected, not {type(body).__name__}")
+    if is_deeper(body, MAX_DEPTH):
+        raise RequestError(400, f"request body: more than {MAX_DEPTH} objects and lists within each other")
     params, query = dict(http_request.match_info), dict(http_request.query)
     return Request(params, query, body, uid, pid, http_request.method, http_request.path)
 

@@ -51,8 +51,8 @@ def _tail(daemon: Daemon) -> str:
 
 
 @contextmanager
-def opened(folder: Any, **env: str) -> Iterator[Site]:
-    site = Site(folder, **env)
+def opened(folder: Any, *, curve: bool = True, **env: str) -> Iterator[Site]:
+    site = Site(folder, curve=curve, **env)
     OPEN.append(site)
     try:
         yield site
@@ -67,16 +67,17 @@ def opened(folder: Any, **env: str) -> Iterator[Site]:
 
 
 @pytest.fixture
-def site(tmp_path) -> Iterator[Site]:
-    """A place for the daemons of one test."""
-    with opened(tmp_path) as made:
+def site(tmp_path, request) -> Iterator[Site]:
+    """A place for the daemons of one test; a file with ``CURVE = False`` has third parties on its link."""
+    with opened(tmp_path, curve=getattr(request.module, "CURVE", True)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def shared_site(tmp_path_factory, request) -> Iterator[Site]:
     """A place for the daemons that all tests of a file share."""
-    with opened(tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])) as made:
+    folder = tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2])
+    with opened(folder, curve=getattr(request.module, "CURVE", True)) as made:
         yield made
 
 

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protocol.keys import load_or_make
 from protocol.node.socket import ControlClient, ControlError
+from trainerd.access import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,10 +202,15 @@ class Daemon:
 
 
 class Site:
-    """A folder with short socket paths, and every daemon that was started in it."""
+    """A folder with short socket paths, and every daemon that was started in it.
 
-    def __init__(self, folder: Path, **env: str) -> None:
+    With ``curve``, as by default, the daemons of a site know each other's keys; without, third parties can join.
+    """
+
+    def __init__(self, folder: Path, *, curve: bool = True, **env: str) -> None:
         self.folder = folder
+        self.curve = curve
+        self._trainer_dir = folder / "trainerd" / "state"
         self.mark = uuid.uuid4().hex
         self.sockets = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp" if Path("/tmp").is_dir() else None))
         self.port = free_port()
@@ -214,8 +221,11 @@ class Site:
     def trainer(self, settings: Mapping[str, Any] | None = None, *words: str, name: str = "trainerd") -> Daemon:
         """Start a trainerd with quick settings and these."""
         place = self.folder / name
+        self._trainer_dir = place / "state"
         both = {
             **QUICK_TRAINER,
+            "link.curve": self.curve,
+            "link.pairing": False,
             "port": self.port,
             "state_dir": place / "state",
             "checkpoint_dir": place / "checkpoints",
@@ -234,9 +244,24 @@ class Site:
             "rover_id": name,
             "link.trainer": f"tcp://127.0.0.1:{port or self.port}",
             "state_dir": place,
+            "link.curve": self.curve,
             **(settings or {}),
         }
+        if both["link.curve"] and "link.trainer_key" not in both:
+            both["link.trainer_key"] = self.introduce(both["rover_id"], Path(both["state_dir"]))
         return self._add("roverd", name, Path(both["state_dir"]), [*words_of(both), *words])
+
+    def introduce(self, rover_id: str, state_dir: Path) -> str:
+        """Let a rover in at the newest trainerd, running or not; return the trainer's public key."""
+        public = load_or_make(state_dir / "keys" / "curve.json").public
+        trainer = load_or_make(self._trainer_dir / "keys" / "curve.json").public
+        running = [each for each in self.daemons if each.name == "trainerd" and each.is_running]
+        if running:
+            body = {"public": public}
+            wait_until(lambda: running[-1].post(f"/rovers/{rover_id}/keys", body), what="trainerd lets a rover in")
+        else:
+            Access(self._trainer_dir / "rovers.json").add(rover_id, public)
+        return trainer
 
     def _add(self, daemon: str, name: str, state_dir: Path, words: Sequence[str]) -> Daemon:
         taken = sum(each.log.stem.split("+")[0] == name for each in self.daemons)

@@ -20,6 +20,9 @@ from tests.daemon.bundles import by_counter, means, packed, stored, with_output,
 from tests.daemon.daemons import driving, free_port, unbalanced, wait_until
 from tests.daemon.tap import Tap
 
+CURVE = False
+"""The tests look at the link or join it, which nobody can who has no key."""
+
 
 class Pair:
     """A trainer, a rover, and a tap between them."""

@@ -14,6 +14,9 @@ from tests.daemon.daemons import driving, unbalanced, wait_until
 from tests.daemon.installing import install_plugin
 from tests.daemon.strangers import Stranger, good_step, knock, nonsense, records
 
+CURVE = False
+"""The tests look at the link or join it, which nobody can who has no key."""
+
 
 class Run:
     """A trainer with one rover that nobody may disturb."""

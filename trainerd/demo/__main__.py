@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import RoverError
+from protocol.node import log as logs
 from protocol.node.require import require
 from trainerd.demo.daemons import Pair, assignments
 from trainerd.demo.report import Evidence, report, summary
@@ -34,6 +35,7 @@ class EvaluationFailedError(RoverError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; give the exit status: 0 done, 1 a daemon died or an evaluation failed, 130 interrupted."""
     options = parse(arguments)
+    logs.configure("demo", level="warning")  # what the daemons say stands in their own files
     evidence = Evidence(options.seed, options.task, began_s=time.monotonic())
     status = 0
     try:

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import RoverError
+from protocol.keys import load_or_make
 from protocol.node.socket import ControlClient, ControlError
+from trainerd.access import Access
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path (sun_path less its terminator)."""
+ROVER_ID = "rover-1"
 STOP_S = 20.0
 TAIL_LINES = 20
 _PR_SET_PDEATHSIG = 1
@@ -97,11 +100,12 @@ class Pair:
         """Start both with their state below ``output`` and further command-line arguments each."""
         output.mkdir(parents=True, exist_ok=True)
         port = free_port()
+        trainer_key = introduce(output / "trainerd", output / "roverd", ROVER_ID)
         self.sockets = short_folder()
         self._started: list[Daemon] = []
         try:
             self.trainerd = self._start("trainerd", output, trainer_arguments(output, port, trainerd))
-            self.roverd = self._start("roverd", output, rover_arguments(output, port, roverd))
+            self.roverd = self._start("roverd", output, rover_arguments(output, port, trainer_key, roverd))
         except BaseException:
             self.stop()
             raise
@@ -128,6 +132,13 @@ class Pair:
         return daemon
 
 
+def introduce(trainer_dir: Path, rover_dir: Path, rover_id: str) -> str:
+    """Let a rover and a trainer know each other by their state folders, as pairing does; return the trainer's key."""
+    rover, trainer = (load_or_make(folder / "keys" / "curve.json") for folder in (rover_dir, trainer_dir))
+    Access(trainer_dir / "rovers.json").add(rover_id, rover.public)
+    return trainer.public
+
+
 def shares() -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Split this machine's cores into (trainerd's, roverd's); empty ones where there is nothing to split.
 
@@ -145,14 +156,20 @@ def trainer_arguments(output: Path, port: int, more: Sequence[str] = ()) -> list
         "checkpoint_dir": output / "checkpoints",
         "tensorboard_dir": output / "runs",
         "cpus": ",".join(map(str, shares()[0])),
+        "link.pairing": "false",
     }
     return ["--profile", "demo", "--port", str(port), *assignments(settings), *more]
 
 
-def rover_arguments(output: Path, port: int, more: Sequence[str] = ()) -> list[str]:
+def rover_arguments(output: Path, port: int, trainer_key: str, more: Sequence[str] = ()) -> list[str]:
     """Return the command line of the demo's roverd."""
     trainer = f"tcp://127.0.0.1:{port}"
-    settings = {"state_dir": output / "roverd", "cpus": ",".join(map(str, shares()[1]))}
+    settings = {
+        "rover_id": ROVER_ID,
+        "state_dir": output / "roverd",
+        "cpus": ",".join(map(str, shares()[1])),
+        "link.trainer_key": trainer_key,
+    }
     return ["--profile", "demo", "--trainer", trainer, *assignments(settings), *more]
 
 

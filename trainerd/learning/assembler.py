@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from protocol.ranges import Ranges
 from protocol.step import EpisodeEnd, Intervention, Observation, Record, Step
 from trainerd.learning.distributions import unsquash
 from trainerd.learning.rollout import EpisodeResult, Rollout, RowDecision
@@ -93,8 +94,12 @@ class _Stream:
     """The observation that followed ``open_row``."""
 
 
+Marks = dict[tuple[str, str], Ranges]
+"""Records by (rover_id, boot_id): those that are behind the learner."""
+
+
 class Assembler:
-    """Fill rollouts from records that come in order within each (rover_id, boot_id).
+    """Fill rollouts from records that come in order within each lane of each (rover_id, boot_id).
 
     ``add`` takes one record; a rollout that it filled waits in ``take_filled``, and ``settle`` hears what became of it.
     ``policy_counter`` is the learner's newest policy: set it whenever a policy is published. One thread only. The
@@ -111,20 +116,21 @@ class Assembler:
         self._action = rollouts.robot.action
         self._cameras = tuple(dict.fromkeys(plane.camera for plane in rollouts.transform.planes))
         self._staleness_limit = staleness_limit
-        self._streams: dict[tuple[str, str], _Stream] = {}
+        self._streams: dict[tuple[str, str, str], _Stream] = {}
+        self._marks: Marks = {}
         self._fates: Counter[str] = Counter(dict.fromkeys(FATES, 0))
         self._collected = 0
         self._rollout: Rollout | None = None
         self._filled: deque[Rollout] = deque()
         self._watch = _Watch(alarm_steps)
 
-    def add(self, record: Record) -> bool:
+    def add(self, record: Record, lane: str = "live") -> bool:
         """Consume a record; False (nothing happened, offer it again) while it needs a rollout and all are busy."""
         if self._rollout is None and record.purpose == "training":
             self._rollout = self._rollouts.acquire()
             if self._rollout is None:
                 return False
-        stream = self._streams.setdefault((record.rover_id, record.boot_id), _Stream())
+        stream = self._stream(record, lane)
         if isinstance(record, Step):
             self.steps_in += 1
             self._add_step(stream, record)
@@ -134,14 +140,41 @@ class Assembler:
             self._fill()
         return True
 
-    def skip(self, record: Record) -> None:
+    def skip(self, record: Record, lane: str = "live") -> None:
         """Consume a training record that nothing will be learned from; its step is unused."""
-        stream = self._streams.setdefault((record.rover_id, record.boot_id), _Stream())
+        stream = self._stream(record, lane)
         self._drop(stream)
         stream.episode_id = -1
         if isinstance(record, Step):
             self.steps_in += 1
             self._fates["unused"] += 1
+
+    def skip_stale(self, rover_id: str, boot_id: str, seqs: Ranges, steps: int) -> None:
+        """Consume stored records unread, ``steps`` of them steps: their policies are all too old to learn from."""
+        marks = self._marks.setdefault((rover_id, boot_id), Ranges())
+        for first, last in seqs.to_list():
+            marks.add_range(first, last)
+        self.steps_in += steps
+        self._fates["stale"] += steps
+
+    def resume(self, marks: Marks) -> None:
+        """Go on behind these records, which were learned from (or came to another fate) before."""
+        self._marks = {key: ranges.copy() for key, ranges in marks.items()}
+
+    @property
+    def oldest_usable(self) -> int:
+        """The lowest policy counter whose steps are not too stale to learn from."""
+        return self.policy_counter - self._staleness_limit
+
+    @property
+    def marks(self) -> Marks:
+        """Records that no later rollout will have: all consumed ones but those of decisions without successor yet."""
+        marks = {key: ranges.copy() for key, ranges in self._marks.items()}
+        for (rover_id, boot_id, _), stream in self._streams.items():
+            if stream.pending is not None:
+                first = stream.pending.first.seq
+                marks[rover_id, boot_id].remove_range(first, first + stream.pending.ticks - 1)
+        return marks
 
     def discard(self) -> None:
         """Give the rollout that is being filled back to the pool; its steps are unused."""
@@ -167,9 +200,8 @@ class Assembler:
 
     def close(self, rover_id: str, boot_id: str) -> None:
         """Forget a boot that will send nothing more: its pending decision is broken, its segment is cut."""
-        stream = self._streams.pop((rover_id, boot_id), None)
-        if stream is not None:
-            self._drop(stream)
+        for key in [key for key in self._streams if key[:2] == (rover_id, boot_id)]:
+            self._drop(self._streams.pop(key))
 
     @property
     def counters(self) -> dict[str, int]:
@@ -191,6 +223,14 @@ class Assembler:
     def rows(self) -> int:
         """Decisions in the rollout that is being filled."""
         return self._rollout.rows if self._rollout else 0
+
+    def _stream(self, record: Record, lane: str) -> _Stream:
+        self._marks.setdefault((record.rover_id, record.boot_id), Ranges()).add(record.seq)
+        key = (record.rover_id, record.boot_id, lane)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _Stream()
+        return stream
 
     def _add_step(self, stream: _Stream, step: Step) -> None:
         if step.purpose != "training":
@@ -229,7 +269,7 @@ class Assembler:
         fate = "trained"
         if not is_shown:
             fate = "broken"
-        elif step.behaviour is not None and step.policy_counter < self.policy_counter - self._staleness_limit:
+        elif step.behaviour is not None and step.policy_counter < self.oldest_usable:
             fate = "stale"
         if fate != "trained":
             self._cut(stream)
@@ -322,6 +362,7 @@ class Assembler:
         for stream in self._streams.values():
             self._cut(stream)
         self._current.alarms = tuple(alarm.name for alarm in self.alarms)
+        self._current.marks = self.marks
         self._filled.append(self._current)
         self._rollout = self._rollouts.acquire()
 

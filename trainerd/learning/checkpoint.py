@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from trainerd.learning.learner import Learner
 
 FORMAT = 1
+ROLLING_KEPT = 2
+"""Newest checkpoints that stay, whatever they were written for."""
 _NAME = re.compile(r"ppo_update_(\d+)")
 _REPLACED = re.compile(r"\.(ppo_update_\d+)\.replaced")
 """A checkpoint that another of the same update is about to replace, or was when the power went."""
@@ -51,13 +53,16 @@ class Checkpoint:
     """All of ``state.json``: specs and transform as maps, counters, hashes, extra values of the caller."""
 
 
-def save(folder: Path, learner: Learner, *, keep: int = 5, extra: dict[str, Any] | None = None) -> Path:
+def save(
+    folder: Path, learner: Learner, *, keep: int = 5, rolling: bool = False, extra: dict[str, Any] | None = None
+) -> Path:
     """Write ``folder/ppo_update_<n>`` so that a power cut leaves either all or nothing of it.
 
     Args:
         folder: is made where missing.
         learner: between two updates.
         keep: newest checkpoints that stay; older ones are deleted.
+        rolling: it is there for a restart only, and goes once two newer ones are there.
         extra: plain JSON that is given back by ``load``.
 
     Raises:
@@ -76,6 +81,7 @@ def save(folder: Path, learner: Learner, *, keep: int = 5, extra: dict[str, Any]
         "transform": learner.transform.to_map(),
         "network": vars(learner.network_settings),
         "ppo": vars(learner.ppo_settings),
+        "rolling": rolling,
         "extra": extra or {},
     }
     contents["state.json"] = json.dumps(facts, indent=1, sort_keys=True).encode()
@@ -234,5 +240,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _prune(folder: Path, keep: int) -> None:
-    for path in found(folder)[: -max(keep, 1)]:
-        shutil.rmtree(path, ignore_errors=True)
+    paths = found(folder)
+    kept = [path for path in paths if not is_rolling(path)][-max(keep, 1) :]
+    for path in paths[:-ROLLING_KEPT]:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_rolling(path: Path) -> bool:
+    """Tell whether a checkpoint is there for a restart only; a damaged one counts as such."""
+    try:
+        return bool(json.loads((path / "state.json").read_bytes()).get("rolling", False))
+    except (OSError, ValueError, AttributeError):
+        return True

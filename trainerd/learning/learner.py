@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from protocol.errors import RoverError
+from protocol.ranges import Ranges
 from protocol.spec import canonical_hash
 from trainerd.learning.distributions import log_prob
 from trainerd.learning.inputs import Inputs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from protocol.spec import RobotSpec, TaskSpec
     from protocol.transform import InputTransform
+    from trainerd.learning.assembler import Marks
     from trainerd.learning.settings import NetworkSettings, PpoSettings
 
 FloatArray = npt.NDArray[np.float32]
@@ -123,6 +125,8 @@ class Learner:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=ppo.learning_rate, eps=ppo.adam_eps, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.inputs = Inputs(transform, self.device, ppo.autocast)
+        self.marks: Marks = {}
+        """Records that are behind this learner, by (rover_id, boot_id): not to be fed to it again."""
         self._remembered: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._set_std()
         self._remember()
@@ -219,6 +223,7 @@ class Learner:
             "budget_decisions": self.budget_decisions,
             "generator": bytes(self.generator.get_state().numpy()).hex(),
             "settings_hash": self.settings_hash,
+            "marks": [[*key, ranges.to_list()] for key, ranges in sorted(self.marks.items())],
         }
         return LearnerState(weights, moments, counters)
 
@@ -245,6 +250,7 @@ class Learner:
         self.decisions, self.is_fitted = counters["decisions"], counters["is_fitted"]
         self.learning_rate, self.budget_decisions = counters["learning_rate"], counters["budget_decisions"]
         self.generator.set_state(torch.from_numpy(np.frombuffer(bytes.fromhex(counters["generator"]), np.uint8).copy()))
+        self.marks = {(rover, boot): Ranges(pairs) for rover, boot, pairs in counters.get("marks", [])}
         self._remembered.clear()
         self._remember()
 
@@ -309,6 +315,7 @@ class Learner:
     def _result(
         self, rollout: Rollout, metrics: dict[str, float], *, fitted: bool = False, refused: tuple[str, ...] = ()
     ) -> UpdateResult:
+        self.marks = rollout.marks
         return UpdateResult(
             update=self.updates,
             policy_counter=self.policy_counter,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from protocol.ranges import Ranges
 from trainerd.learning.gae import TERMINATED
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Rollout:
     """Names of the assembler's alarms at the time it was filled."""
     steps: Counter[str] = field(default_factory=Counter)
     """Steps behind its rows, by the fate that they have once it is learned from: trained or demonstration."""
+    marks: dict[tuple[str, str], Ranges] = field(default_factory=dict)
+    """Records by (rover_id, boot_id) that no later rollout will have: after a restart they are not fed again."""
 
     @classmethod
     def allocate(cls, robot: RobotSpec, task: TaskSpec, transform: InputTransform, capacity: int) -> Rollout:
@@ -145,6 +148,7 @@ class Rollout:
         self.episodes = []
         self.alarms = ()
         self.steps = Counter()
+        self.marks = {}
 
     @property
     def used(self) -> npt.NDArray[np.int64]:

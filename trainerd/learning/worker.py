@@ -40,7 +40,8 @@ class Callbacks:
     on_ready: Callable[[float], None]
     """Warmed up, after so many seconds."""
     on_update: Callable[[UpdateResult, Snapshot], None]
-    on_checkpoint: Callable[[Path], None]
+    on_checkpoint: Callable[[Path, bool], None]
+    """A checkpoint was written; true for one that is there for a restart only."""
     on_error: Callable[[RoverError], None]
     """A checkpoint failed; training goes on."""
     on_unused: Callable[[Mapping[str, int]], None]
@@ -68,8 +69,14 @@ class Worker:
         checkpoints_kept: int = 5,
         threads: int = 1,
     ) -> None:
-        """Prepare; the thread starts with ``run``. ``checkpoint_interval`` is in updates, 0 for none but on request."""
+        """Prepare; the thread starts with ``run``.
+
+        Each update is followed by a checkpoint; that of every ``checkpoint_interval``-th is kept for long. 0: none but
+        on request.
+        """
         self.learner = learner
+        self.saved_marks = learner.marks
+        """Records that are behind the newest checkpoint; replaced whole, for any thread to read."""
         self._rollouts = rollouts
         self._callbacks = callbacks
         self._folder = checkpoint_folder
@@ -145,14 +152,15 @@ class Worker:
         self._checkpoint_wanted.set()
         self._wake.set()
 
-    def save(self) -> None:
+    def save(self, *, rolling: bool = False) -> None:
         """Write a checkpoint at once: for a job, in the learner's thread."""
         try:
-            path = checkpoint.save(self._folder, self.learner, keep=self._kept)
+            path = checkpoint.save(self._folder, self.learner, keep=self._kept, rolling=rolling)
         except checkpoint.CheckpointError as error:
             self._tell(self._callbacks.on_error, error)
         else:
-            self._tell(self._callbacks.on_checkpoint, path)
+            self.saved_marks = self.learner.marks
+            self._tell(self._callbacks.on_checkpoint, path, rolling)
 
     def stop(self) -> None:
         """End after the present minibatch; an unfinished update is thrown away with its process."""
@@ -229,8 +237,8 @@ class Worker:
         if self.learner.is_spent:  # before anybody hears that it is
             self._discard_filled()
         self._tell(self._callbacks.on_update, result, self.learner.snapshot())
-        if result.is_new_policy and self._interval and result.update and result.update % self._interval == 0:
-            self.save()
+        if result.is_new_policy and self._interval and result.update:  # each, so that a kill costs no update
+            self.save(rolling=result.update % self._interval != 0)
 
     def _tell(self, function: Callable[..., object], *values: object) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -12,11 +12,12 @@ pytestmark = pytest.mark.component
 class Heard:
     def __init__(self):
         self.updates, self.checkpoints, self.errors, self.unused = [], [], [], []
+        self.rolling = []
         self.ready, self.updated, self.saved, self.failed = (asyncio.Event() for _ in range(4))
         self.callbacks = Callbacks(
             lambda seconds: self.ready.set(),
             lambda result, snapshot: (self.updates.append((result, snapshot)), self.updated.set()),
-            lambda path: (self.checkpoints.append(path), self.saved.set()),
+            lambda path, rolling: (self.checkpoints.append(path), self.rolling.append(rolling), self.saved.set()),
             lambda error: (self.errors.append(error), self.failed.set()),
             self.unused.append,
         )

@@ -126,11 +126,26 @@ async def test_an_unknown_route_is_answered_in_json(tmp_path: Path, method: str,
             await asyncio.to_thread(ask, path)
 
 
-@pytest.mark.parametrize(("body", "error"), [(b"{", b"not valid JSON"), (b"[1]", b"a JSON object was expected")])
-async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path, body: bytes, error: bytes) -> None:
+def nested(depth: int) -> bytes:
+    return b'{"a": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "header"),
+    [
+        (b"{", b"not valid JSON", ""),
+        (b"[1]", b"a JSON object was expected", ""),
+        (nested(20), b"within each other", ""),
+        (nested(900), b"request body: ", ""),
+        (nested(100_000), b"not valid JSON", ""),
+        (b"no gzip", b"request body: ", "Content-Encoding: gzip\r\n"),
+    ],
+    ids=["cut", "list", "deep", "very deep", "endless", "not compressed"],
+)
+async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path, body: bytes, error: bytes, header: str) -> None:
     async with serving(tmp_path / "s"):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "s")
-        head = f"POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{header}\r\n"
         writer.write(head.encode() + body)
         answer = await reader.read()
         writer.close()
@@ -185,3 +200,16 @@ async def test_a_file_in_the_way_is_not_removed(tmp_path: Path) -> None:
 def test_a_missing_daemon_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="no daemon answers here; is the daemon running"):
         ControlClient(tmp_path / "s").get("/status")
+
+
+async def test_a_caller_that_hangs_up_in_the_middle_is_no_failure_of_the_daemon(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path / "s") as client:
+        _, writer = await asyncio.open_unix_connection(tmp_path / "s")
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        await asyncio.sleep(0.05)  # so that the handler waits for the rest
+        writer.close()
+        await writer.wait_closed()
+        assert (await asyncio.to_thread(client.get, "/echo/b"))["ok"]
+    assert [record.getMessage() for record in caplog.records] == []

@@ -1,15 +1,20 @@
-"""Driving without a trainer: real control and policy processes, the synthetic robot, records counted in the outbox."""
+"""Driving without a trainer: real control and policy processes, the synthetic robot, records counted in the spool."""
 
 import asyncio
+import errno
 from contextlib import asynccontextmanager
 
 import pytest
 
 from protocol.framing import unpack
+from protocol.keys import load_or_make
 from protocol.messages import Order
 from protocol.node.config import ConfigError, Layer, load
+from roverd import doctor
+from roverd.api import status
 from roverd.assemble import AssemblyError, make_parts
 from roverd.settings import Settings
+from tests.unit.roverd.trainers import Trainer, key_pair
 
 pytestmark = [pytest.mark.component, pytest.mark.timeout(60)]
 
@@ -20,8 +25,8 @@ def settings(folder, **more):
 
 
 @asynccontextmanager
-async def driving(folder, **more):
-    parts = await make_parts(settings(folder, **more), boot_id="boot", boot=0)
+async def driving(folder, boot_id="boot", **more):
+    parts = await make_parts(settings(folder, **more), boot_id=boot_id, boot=0)
     tasks = [asyncio.ensure_future(service.run()) for service in (parts.policies, parts.drive)]
     try:
         yield parts, tasks[1]
@@ -38,19 +43,19 @@ async def until(condition):
 
 
 def records(parts):
-    return [unpack(frames[0]) for frames in parts.outbox._records.values()]
+    return [unpack(frames[0]) for frames in parts.spool._memory.values()]
 
 
 async def test_a_simulator_waits_for_room_and_drops_nothing(tmp_path):
     async with driving(tmp_path, link={"outbox_records": 64}) as (parts, _):
         parts.drive.ordered(Order("a", "evaluate", "random", episodes=1000))
         await until(lambda: parts.drive.counts["waits"] > 0)
-        assert parts.outbox.overflow == 0
-        parts.outbox.acknowledge([(0, 30)])
+        assert parts.spool.overflow == 0
+        parts.spool.acknowledge("boot", [(0, 30)])
         parts.drive.poke()
         waits = parts.drive.counts["waits"]
         await until(lambda: parts.drive.counts["waits"] > waits)
-        assert parts.outbox.overflow == 0
+        assert parts.spool.overflow == 0
         assert [each["seq"] for each in records(parts)] == list(range(31, parts.drive.next_seq))
 
 
@@ -82,6 +87,46 @@ async def test_an_emergency_stop_outlives_a_restart_until_it_is_cleared(tmp_path
         await until(lambda: parts.drive.counts["episodes"] == 1)
     async with driving(tmp_path) as (parts, _):
         assert not parts.drive.e_stop
+
+
+async def test_an_emergency_stop_stops_the_robot_also_when_the_disk_is_full(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with driving(tmp_path) as (parts, _):
+        parts.drive.ordered(Order("a", "evaluate", "random", episodes=1000))
+        await until(lambda: parts.drive.counts["ticks"] > 0)
+        monkeypatch.setattr("roverd.drive.write_atomic", full)
+        parts.drive.latch_e_stop("smoke")
+        await until(lambda: parts.drive.counts["episodes"] > 0)
+        assert parts.drive.mode == "e_stop"
+
+
+async def test_what_was_driven_without_a_trainer_is_sent_after_a_restart_with_what_comes_then(tmp_path):
+    rover, trusted = load_or_make(tmp_path / "keys" / "curve.json"), key_pair()
+    async with Trainer(trusted, allowed={rover.public}) as trainer:
+        more = {"link": {"trainer": trainer.address, "trainer_key": trusted.public, "outbox_records": 64}}
+        async with driving(tmp_path, boot_id="first", **more) as (parts, _):
+            spool = asyncio.ensure_future(parts.spool.run())
+            parts.drive.ordered(Order("a", "evaluate", "random", episodes=1000))
+            await until(lambda: parts.drive.counts["waits"] > 0)
+            count = len(parts.spool)
+            spool.cancel()
+            await asyncio.gather(spool, return_exceptions=True)
+        async with driving(tmp_path, boot_id="second", **more) as (parts, _):
+            rest = [asyncio.ensure_future(each.run()) for each in (parts.spool, parts.uplink)]
+            parts.drive.ordered(Order("b", "evaluate", "random", episodes=2))
+            await until(lambda: parts.drive.counts["episodes"] == 2 and parts.spool.waiting == 0)
+            checks = {check["check"]: check for check in doctor.run(parts)}
+            assert [checks[name]["ok"] for name in ("keys", "link", "spool")] == [True, True, True]
+            shown = status(parts)
+            assert (shown["spool"]["state"], shown["link"]["unacknowledged"]) == ("ok", 0)
+            assert trainer.seqs("first") == list(range(count))
+            assert trainer.seqs("second") == list(range(parts.drive.next_seq))
+            for task in reversed(rest):
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+    assert not list((tmp_path / "spool").glob("*/*"))
 
 
 async def test_a_robot_that_fails_ends_the_service_by_its_own_error(tmp_path):

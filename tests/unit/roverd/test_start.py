@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -87,6 +88,9 @@ def test_each_mistake_stands_on_a_line_of_its_own() -> None:
         ["--trainer", "localhost:5555"],
         ["--set", "record.images=some"],
         ["--set", "link.outbox_records=1"],
+        ["--trainer", "tcp://gpu"],
+        ["--set", "link.curve=false", "--trainer", "tcp://gpu:5555"],
+        ["--set", "spool.sync_ms=1000"],
         ["--set", f"seed={2**63}"],
         ["--config", "missing.toml"],
     ],
@@ -108,6 +112,16 @@ def test_an_unknown_flag_or_profile_ends_with_exit_status_two(words: list[str], 
     with pytest.raises(SystemExit) as ended:
         parse(words)
     assert (ended.value.code, "usage: roverd" in capsys.readouterr().err) == (2, True)
+
+
+def test_a_full_disk_does_not_keep_the_robot_from_starting(tmp_path, monkeypatch) -> None:
+    next_boot(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("roverd.main.write_atomic", full)
+    assert next_boot(tmp_path) == 1
 
 
 def test_starts_are_counted_from_zero(tmp_path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 
+from protocol.ranges import Ranges
 from protocol.step import Record, Step
 from tests.unit.trainerd.rover import FakeRover
+from trainerd.episodes.records import StoredRecord
 from trainerd.fleet import Fleet
 from trainerd.ingest import Link
 from trainerd.mailbox import Mailbox
@@ -19,6 +22,7 @@ from trainerd.settings import LinkSettings, Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
 
 FAST = LinkSettings(dead_after_s=1.0, gap_wait_s=0.2, offer_interval_s=0.1, ping_interval_s=0.1, quiet_after_s=0.5)
 
@@ -34,13 +38,13 @@ class Sink:
     """Busy for longer, as while training is paused."""
     passed: list[Record] = field(default_factory=list)
 
-    def consume(self, record: Record) -> bool:
+    def consume(self, record: Record, _lane: str) -> bool:
         if self.is_busy or (self.is_resting and record.purpose == "training"):
             return False
         self.taken.append(record)
         return True
 
-    def pass_over(self, record: Record) -> bool:
+    def pass_over(self, record: Record, _lane: str) -> bool:
         if self.is_resting:
             self.passed.append(record)
         return self.is_resting
@@ -56,6 +60,42 @@ class Sink:
         return [record for record in self.taken if isinstance(record, Step)]
 
 
+@dataclass
+class Shelf:
+    """A store in memory: what is appended is safe at once, or when somebody says so."""
+
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    on_safe: Callable[[list[tuple[str, str, int]]], object] = print
+    kept: dict[tuple[str, str], list[StoredRecord]] = field(default_factory=dict)
+    begun: list[tuple[str, str]] = field(default_factory=list)
+    closed: list[tuple[str, str]] = field(default_factory=list)
+    given_up: list[tuple[str, str, list[list[int]]]] = field(default_factory=list)
+    is_open: bool = True
+    is_slow: bool = False
+
+    def received(self, rover_id: str, boot_id: str) -> list[list[int]]:
+        return Ranges((r.seq, r.seq) for r in self.kept.get((rover_id, boot_id), [])).to_list()
+
+    def gone(self, _rover_id: str, _boot_id: str) -> list[list[int]]:
+        return []
+
+    def give_up(self, rover_id: str, boot_id: str, ranges: list[list[int]], _reason: str) -> None:
+        self.given_up.append((rover_id, boot_id, ranges))
+
+    def begin_boot(self, rover_id: str, boot_id: str, **_facts: object) -> None:
+        self.begun.append((rover_id, boot_id))
+
+    def close_boot(self, rover_id: str, boot_id: str) -> None:
+        self.closed.append((rover_id, boot_id))
+
+    def append(self, record: StoredRecord) -> bool:
+        if self.is_open:
+            self.kept.setdefault((record.rover_id, record.boot_id), []).append(record)
+            if not self.is_slow:
+                self.mailbox.post(lambda: self.on_safe([(record.rover_id, record.boot_id, record.seq)]))
+        return self.is_open
+
+
 class Bench:
     """Everything of the link thread, on a port of its own."""
 
@@ -63,11 +103,17 @@ class Bench:
         self.settings = Settings(port=0, link=link, state_dir=folder)
         self.sink, self.mailbox = Sink(), Mailbox()
         self.specified: list[object] = []
+        self.shelf = Shelf(self.mailbox)
         self.fleet = Fleet(
-            RunFile(folder / "run.json"), link, check_specs=lambda *_specs: None, on_specs=self.specified.append
+            RunFile(folder / "run.json"),
+            link,
+            self.shelf,
+            check_specs=lambda *_specs: None,
+            on_specs=self.specified.append,
         )
         self.registry = Registry(folder / "policies")
-        self.link = Link(self.settings, self.mailbox, self.fleet, self.sink, self.registry)
+        self.link = Link(self.settings, self.mailbox, self.fleet, self.sink, self.registry, self.shelf)
+        self.shelf.on_safe = self.link.safe
         self.link.start()
         self.rovers: list[FakeRover] = []
 

@@ -53,6 +53,7 @@ class FakeRover:
         self.refuses_policies = ""
         self.serial = 0
         self.credit = 0
+        self.answers_resend = True
         self.counters: list[int] = []
         self._context = zmq.Context()
         self.connect()
@@ -205,12 +206,18 @@ class FakeRover:
         self.seq += 1
         return end
 
-    def _react(self, message: messages.Message) -> None:
+    def _react(self, message: messages.Message) -> None:  # noqa: C901 - a branch for each message
         if isinstance(message, messages.Welcome):
             self.credit = message.credit
             self._forget(message.received)
         elif isinstance(message, messages.Ack):
-            self._forget(message.ranges)
+            if message.boot_id == self.boot:
+                self._forget(message.ranges)
+            self.credit = message.credit
+        elif isinstance(message, messages.Resend) and self.answers_resend:
+            for first, last in message.ranges:
+                for seq in [seq for seq in self.kept if first <= seq <= last]:
+                    self.socket.send_multipart(self.kept[seq])
         elif isinstance(message, messages.Ping):
             self.send(messages.Pong(message.sent_ns))
             self.ping()

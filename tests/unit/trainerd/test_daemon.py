@@ -17,11 +17,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 PROFILE = ("--profile", "demo", "--update-interval", "64", "--checkpoint-interval", "2", "--port", "0")
 
 
+PLAIN = ("--set", "network.normaliser_frames=32", "--set", "link.curve=false")
+
+
 class Process:
     def __init__(self, folder, *arguments):
         self.folder = folder
         self.log = folder / "log"
-        words = [sys.executable, "-m", "trainerd", *PROFILE, "--set", "network.normaliser_frames=32", *arguments]
+        words = [sys.executable, "-m", "trainerd", *PROFILE, *PLAIN, *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, env=environment)

@@ -4,6 +4,7 @@ from protocol import messages
 from protocol.errors import RoverError
 from protocol.messages import Hello, Offer, Order, OrderUpdate, Ping, Refuse, Verdict, Welcome
 from protocol.step import EpisodeEnd
+from tests.unit.trainerd.conftest import Shelf
 from tests.unit.trainerd.rover import BARE, ROBOT, TASK
 from trainerd.evaluate import STALL_S, evaluation_order
 from trainerd.fleet import Fleet
@@ -38,7 +39,7 @@ def hello(rover_id="rover-1", boot_id="boot-1", robot=ROBOT, **changes):
 
 @pytest.fixture
 def fleet(tmp_path):
-    fleet = Fleet(RunFile(tmp_path / "run.json"), LINK, check_specs=lambda *_: None, on_specs=lambda _: None)
+    fleet = Fleet(RunFile(tmp_path / "run.json"), LINK, Shelf(), check_specs=lambda *_: None, on_specs=lambda _: None)
     fleet.set_mode("train", 0.0)
     return fleet
 
@@ -76,7 +77,7 @@ def test_a_robot_that_the_encoder_cannot_read_is_refused(tmp_path):
     def check(*_specs):
         raise RoverError("no camera front")
 
-    fleet = Fleet(RunFile(tmp_path / "run.json"), LINK, check_specs=check, on_specs=lambda _: None)
+    fleet = Fleet(RunFile(tmp_path / "run.json"), LINK, Shelf(), check_specs=check, on_specs=lambda _: None)
     assert refusal(fleet).reason == "rover-1: no camera front"
     assert fleet.specs is None
 
@@ -137,7 +138,8 @@ def test_a_restarted_rover_takes_over_once_the_old_one_is_silent_or_gone(fleet):
     first = greeted(fleet)
     greeted(fleet, now_s=1.5, identity=b"b", boot_id="boot-2")
     assert fleet.rover_of(b"a") is None
-    assert fleet.leftover == [first]
+    assert first.boot.is_over
+    assert not fleet.rovers["rover-1"].boot.is_over
     fleet.part(fleet.rovers["rover-1"], "goodbye")
     greeted(fleet, now_s=1.6, identity=b"c", boot_id="boot-3")
 
@@ -145,10 +147,11 @@ def test_a_restarted_rover_takes_over_once_the_old_one_is_silent_or_gone(fleet):
 def test_the_same_boot_comes_back_at_once_and_keeps_its_lane(fleet):
     rover = greeted(fleet)
     for seq in range(3):
-        rover.lane.offer(seq, ({}, []))
-        rover.lane.take()
+        rover.boot.keep(seq, None)
+        rover.boot.live.take()
+        rover.boot.safe(seq)
     again = greeted(fleet, now_s=0.1, identity=b"b", next_seq=5, oldest_unacked=1)
-    assert again.lane is rover.lane
+    assert again.boot is rover.boot
     assert sent(fleet, Welcome)[-1].received == [[0, 2]]
 
 

@@ -97,7 +97,7 @@ def test_what_the_rover_no_longer_has_is_counted_as_lost_and_the_rest_goes_on(be
     assert bench.fleet.tally.lost == 3
 
 
-def test_back_pressure_holds_the_ack_back_and_loses_nothing(tmp_path):
+def test_a_busy_learner_takes_credit_away_and_what_had_no_room_is_asked_for(tmp_path):
     bench = Bench(tmp_path, replace(FAST, credit=16))
     try:
         bench.sink.is_busy = True
@@ -105,15 +105,92 @@ def test_back_pressure_holds_the_ack_back_and_loses_nothing(tmp_path):
         assert rover.greet().credit == 16
         rover.drive(40)
         rover.wait_until(lambda: bench.fleet.tally.refused == 9)
-        assert (len(rover.kept), bench.sink.taken) == (41, [])
+        rover.wait_until(lambda: len(rover.kept) == 9)  # what had room is safe, whenever it will be learned from
+        assert (rover.credit, bench.sink.taken) == (0, [])
         bench.sink.is_busy = False
-        rover.wait_until(lambda: len(rover.kept) == 9)
+        asked = rover.wait_for(messages.Resend)
+        assert asked.ranges == [[32, 40]]
         rover.resend()
         rover.wait_acked()
+        rover.wait_until(lambda: rover.credit == 16)
         assert bench.sink.seqs() == list(range(41))
         assert bench.fleet.tally.lost == 0
     finally:
         bench.close()
+
+
+def test_nothing_is_acknowledged_before_it_is_safe(bench):
+    rover = bench.rover()
+    rover.greet()
+    bench.shelf.is_slow = True
+    rover.drive(20)
+    rover.wait_until(lambda: len(bench.sink.taken) == 20)
+    rover.send(messages.Ping(0))
+    rover.wait_for(messages.Pong)
+    rover.listen(300)
+    assert len(rover.kept) == 20
+    bench.ask(lambda: bench.link.safe([("rover-1", "boot-1", seq) for seq in range(3, 20)]))
+    rover.wait_until(lambda: sorted(rover.kept) == [0, 1, 2])
+
+
+def test_a_full_disk_stops_the_rover_and_loses_nothing(bench):
+    rover = bench.rover()
+    rover.greet()
+    bench.shelf.is_open = False
+    rover.drive(20)
+    rover.wait_until(lambda: bench.fleet.tally.refused >= 20)
+    rover.wait_until(lambda: rover.credit == 0)
+    assert (len(rover.kept), bench.sink.taken) == (20, [])
+    bench.shelf.is_open = True
+    rover.wait_for(messages.Resend)
+    rover.resend()
+    rover.wait_acked()
+    assert bench.sink.seqs() == list(range(20))
+
+
+def test_what_an_earlier_boot_left_is_taken_in_beside_the_present_one(bench):
+    old = bench.rover()
+    old.greet()
+    old.drive(5)
+    old.wait_acked()
+    left = [old.encode(record) for record in old.records(10)]
+    new = bench.rover(boot="boot-2")
+    new.seq = 0
+    named = [{"boot_id": "boot-1", "first": 5, "next": 15}]
+    while not any(isinstance(m, messages.Welcome) for m in new.heard):
+        new.hello(backlog=named)
+        new.listen(50)
+    assert new.wait_for(messages.Welcome).backlog == {"boot-1": [[0, 4]]}
+    for frames in left[5:]:
+        new.socket.send_multipart(frames)
+    new.drive(5)
+    new.wait_acked()
+    for frames in left[:3]:
+        new.socket.send_multipart(frames)
+    new.send(messages.Gone("boot-1", [[8, 9]], "damaged on disk"))
+    new.wait_until(lambda: len(bench.sink.taken) == 18)
+    boots = [(record.boot_id, record.seq) for record in bench.sink.taken]
+    assert [seq for boot, seq in boots if boot == "boot-1"] == [0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14]
+    assert [seq for boot, seq in boots if boot == "boot-2"] == [0, 1, 2, 3, 4]
+    assert bench.fleet.tally.lost == 2
+    new.hello()
+    new.wait_until(lambda: bench.sink.closed == [("rover-1", "boot-1")])
+    assert bench.shelf.closed == [("rover-1", "boot-1")]
+
+
+def test_the_live_lane_comes_through_before_the_backfill(bench):
+    rover = bench.rover()
+    records = rover.records(20)
+    while not any(isinstance(m, messages.Welcome) for m in rover.heard):
+        rover.hello(oldest_unacked=0, next_seq=20, live_seq=12)
+        rover.listen(50)
+    for record in records[12:]:
+        rover.socket.send_multipart(rover.encode(record))
+    rover.wait_until(lambda: bench.sink.seqs() == list(range(12, 20)))
+    for record in records[:12]:
+        rover.socket.send_multipart(rover.encode(record))
+    rover.wait_until(lambda: bench.sink.seqs() == [*range(12, 20), *range(12)])
+    assert bench.fleet.tally.lost == 0
 
 
 def test_two_rovers_are_kept_apart(bench):
@@ -148,7 +225,9 @@ def test_a_restarted_rover_closes_its_old_boot(bench):
     old.wait_acked()
     old.send(messages.Goodbye("restart"))
     new = bench.rover(boot="boot-2")
-    new.greet()
+    while not any(isinstance(m, messages.Welcome) for m in new.heard):  # it may be heard before the goodbye
+        new.hello()
+        new.listen(50)
     new.wait_until(lambda: bench.sink.closed == [("rover-1", "boot-1")])
     new.drive(5)
     new.wait_acked()
@@ -294,7 +373,7 @@ def test_records_that_wait_for_a_resting_learner_do_not_stand_in_the_way_of_an_e
     rover = bench.rover()
     rover.greet()
     rover.drive(30)
-    rover.wait_until(lambda: bench.ask(lambda: len(bench.fleet.rovers["rover-1"].lane.waiting)) == 31)
+    rover.wait_until(lambda: bench.ask(lambda: bench.fleet.rovers["rover-1"].boot.waiting) == 31)
     assert bench.sink.passed == []
     order = evaluation_order("reactive", "", 1, 0)
     bench.ask(lambda: bench.fleet.evaluations.ask("rover-1", "reactive", order, 10.0**9))
@@ -311,7 +390,7 @@ def test_a_port_in_use_is_one_line_that_says_what_to_do(bench, tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         settings = replace(bench.settings, port=port)
-        link = Link(settings, Mailbox(), bench.fleet, bench.sink, bench.registry)
+        link = Link(settings, Mailbox(), bench.fleet, bench.sink, bench.registry, bench.shelf)
         with pytest.raises(LinkError) as caught:
             link.start()
     assert str(caught.value) == f"port {port}: in use; stop the other trainerd or choose another --port"
@@ -322,7 +401,7 @@ def test_images_of_two_decisions_stay_what_they_were(bench):
     rover.greet()
     kept = []
 
-    def consume(record):
+    def consume(record, _lane):
         if getattr(record, "tick_in_decision", 0) == 0:
             seen = record.final if isinstance(record, EpisodeEnd) else record.observation
             kept.append((seen.images, {key: image.copy() for key, image in seen.images.items()}))

@@ -1,81 +1,168 @@
-from itertools import pairwise
+"""A boot's records are counted once and come out in order, in whatever order and lane they arrive."""
 
+from __future__ import annotations
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainerd.lane import Lane, Ranges, Tally
+from trainerd.lane import Boot, Tally, Verdict
 
 
-@given(st.lists(st.integers(0, 60)))
-def test_ranges_hold_what_a_set_holds(numbers):
-    ranges, known = Ranges(), set()
-    for number in numbers:
-        assert ranges.add(number) == (number not in known)
-        known.add(number)
-    pairs = ranges.to_list()
-    assert {n for a, b in pairs for n in range(a, b + 1)} == known
-    assert all(b + 1 < c for (_, b), (c, _) in pairwise(pairs))
+def boot_of(**facts):
+    return Boot("rover-1", "boot-1", Tally(), facts.pop("capacity", 64), **facts)
+
+
+def offer(boot, seq):
+    """Do what ingest does with a record."""
+    verdict = boot.judge(seq)
+    if verdict is Verdict.AGAIN:
+        return verdict
+    if verdict is Verdict.LATE:
+        boot.keep_late(seq)
+    elif boot.lane_of(seq).room > 0:
+        boot.keep(seq, seq)
+    else:
+        boot.refuse(seq)
+    return verdict
+
+
+def drain(lane, out):
+    while (head := lane.head()) is not None:
+        out.append(head)
+        lane.take()
 
 
 @given(st.permutations(range(20)), st.lists(st.integers(0, 19), max_size=30))
 def test_any_order_and_any_repeats_come_out_once_and_in_order(order, repeats):
-    lane, out = Lane.begin(0, 64, Tally()), []
+    boot, out = boot_of(), []
     for seq in [*order, *repeats]:
-        lane.offer(seq, seq)
-        while (head := lane.head()) is not None:
-            out.append(head)
-            lane.take()
+        offer(boot, seq)
+        drain(boot.live, out)
     assert out == list(range(20))
-    assert lane.tally.records == 20
-    assert lane.tally.duplicates == len(repeats)
-    assert lane.received.to_list() == [[0, 19]]
+    assert (boot.tally.records, boot.tally.duplicates) == (20, len(repeats))
+    assert boot.taken.to_list() == [[0, 19]]
+
+
+@given(st.permutations(range(30)), st.integers(0, 30), st.integers(0, 30))
+def test_with_two_lanes_each_record_comes_out_once_and_in_order_within_its_lane(order, split_at, live_seq):
+    boot, out = boot_of(), {"live": [], "backfill": []}
+    for place, seq in enumerate(order):
+        if place == split_at:
+            boot.split(live_seq)
+        offer(boot, seq)
+        for lane in boot.lanes:
+            drain(lane, out[lane.name])
+    boot.split(live_seq)
+    for lane in boot.lanes:
+        drain(lane, out[lane.name])
+    assert sorted(out["live"] + out["backfill"]) == list(range(30))
+    assert all(each == sorted(each) for each in out.values())
+    assert all(seq < live_seq for seq in out["backfill"])
+    assert boot.waiting == 0
+
+
+def test_the_live_lane_does_not_wait_for_the_backfill():
+    boot, out = boot_of(), []
+    boot.bound = 100
+    boot.split(50)
+    for seq in (50, 51, 52, 10):
+        offer(boot, seq)
+    drain(boot.live, out)
+    assert out == [50, 51, 52]
+    assert boot.live.missing() is None
+    assert boot.backfill.missing() == (0, 9)
+
+
+def test_only_what_is_safe_is_acknowledged():
+    boot = boot_of()
+    offer(boot, 0)
+    offer(boot, 1)
+    boot.live.take()
+    assert boot.durable.to_list() == []
+    boot.safe(1)
+    assert (boot.durable.to_list(), boot.unacked) == ([[1, 1]], 1)
+
+
+def test_what_was_safe_before_this_process_is_a_duplicate_and_has_no_turn():
+    boot, out = boot_of(durable=[[0, 4], [8, 9]], lost=[[6, 6]]), []
+    assert offer(boot, 3) is Verdict.AGAIN
+    assert boot.unacked == 1, "its acknowledgement was lost: it is said again"
+    assert offer(boot, 6) is Verdict.LATE
+    for seq in (5, 10, 7):
+        offer(boot, seq)
+    drain(boot.live, out)
+    assert out == [5, 7, 10]
 
 
 def test_what_came_before_the_floor_is_a_duplicate():
-    lane = Lane.begin(100, 8, Tally())
-    assert not lane.offer(99, "x")
-    assert lane.offer(100, "x")
-    assert lane.tally.duplicates == 1
+    boot = boot_of(floor=100)
+    assert offer(boot, 99) is Verdict.AGAIN
+    assert offer(boot, 100) is Verdict.NEW
+    assert boot.tally.duplicates == 1
 
 
 def test_a_gap_is_asked_for_again_until_it_is_mended():
-    lane = Lane.begin(0, 8, Tally())
-    lane.offer(3, "d")
+    boot, out = boot_of(), []
+    lane = boot.live
+    offer(boot, 3)
     assert lane.head() is None
     assert lane.overdue(10.0, 2.0) is None
     assert lane.overdue(12.0, 2.0) == (0, 2)
     assert lane.overdue(12.1, 2.0) is None
     assert lane.overdue(14.0, 2.0) == (0, 2)
     for seq in range(3):
-        lane.offer(seq, "abc"[seq])
-        lane.take()
-    assert lane.head() == "d"
+        offer(boot, seq)
+    drain(lane, out)
+    assert out == [0, 1, 2, 3]
     assert lane.overdue(16.0, 2.0) is None
-    assert lane.tally.lost == 0
+    assert boot.tally.lost == 0
 
 
 def test_only_what_the_rover_no_longer_has_is_given_up_and_counted():
-    lane = Lane.begin(0, 8, Tally())
-    lane.offer(3, "d")
-    assert lane.give_up(0) == 0
-    assert lane.give_up(2) == 2
-    assert lane.head() is None
-    assert lane.give_up(9) == 1
-    assert lane.head() == "d"
-    assert lane.tally.lost == 3
+    boot = boot_of()
+    offer(boot, 3)
+    assert boot.give_up(0, -1) == []
+    assert boot.give_up(0, 1) == [[0, 1]]
+    assert boot.live.head() is None
+    assert boot.give_up(0, 9) == [[2, 2]], "3 is here, and what is beyond was never announced"
+    assert boot.live.head() == 3
+    assert boot.tally.lost == 3
 
 
-def test_a_record_that_comes_after_its_place_was_given_up_is_acknowledged_and_dropped():
-    lane = Lane.begin(0, 8, Tally())
-    lane.offer(1, "b")
-    lane.give_up_gap()
-    lane.take()
-    assert not lane.offer(0, "a")
-    assert (lane.tally.late, lane.received.to_list()) == (1, [[0, 1]])
+def test_a_hole_in_both_lanes_is_given_up_once():
+    boot = boot_of()
+    boot.bound = 10
+    boot.split(5)
+    assert boot.give_up(3, 7) == [[5, 7], [3, 4]]
+    assert boot.tally.lost == 5
+    assert (boot.live.next_seq, boot.backfill.next_seq) == (8, 0)
 
 
-def test_more_than_the_credit_is_neither_kept_nor_acknowledged():
-    lane = Lane.begin(0, 2, Tally())
-    assert [lane.offer(seq, seq) for seq in range(4)] == [True, True, False, False]
-    assert lane.tally.refused == 2
-    assert lane.received.to_list() == []
+def test_a_record_that_comes_after_its_place_was_given_up_is_stored_but_has_no_turn():
+    boot, out = boot_of(), []
+    offer(boot, 1)
+    boot.give_up(0, 0)
+    drain(boot.live, out)
+    assert offer(boot, 0) is Verdict.LATE
+    boot.safe(0)
+    assert (out, boot.tally.late, boot.tally.lost, boot.durable.to_list()) == ([1], 1, 0, [[0, 0]])
+    assert offer(boot, 0) is Verdict.AGAIN
+
+
+def test_more_than_the_room_is_refused_and_asked_for_even_if_nothing_later_comes():
+    boot, out = boot_of(capacity=2), []
+    for seq in range(4):
+        offer(boot, seq)
+    assert (boot.tally.refused, boot.room) == (2, 0)
+    drain(boot.live, out)
+    assert out == [0, 1]
+    assert boot.live.missing() == (2, 3)
+
+
+@pytest.mark.parametrize("live_seq", [0, 2, 6])
+def test_the_live_lane_never_begins_earlier_again(live_seq):
+    boot = boot_of()
+    boot.split(4)
+    boot.split(live_seq)
+    assert boot.live.start == max(4, live_seq)
