@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.bundle import write_atomic
-from roverd.ranges import Ranges
+from protocol.ranges import Ranges
 from roverd.segment import DATA_AT, BootFacts, Files, Segment, SegmentError, decode_header
 
 LAST = (1 << 63) - 1

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from protocol.node.log import RepeatLimiter, get_logger
+from protocol.ranges import Ranges
 from roverd.bootfolder import LAST
 from roverd.disk import FETCH_RECORDS, RETRY_S, Disk
 from roverd.diskevents import Changed, Dropped, Durable, Event, Fetched
-from roverd.ranges import Ranges
 from roverd.segment import BootFacts
 
 if TYPE_CHECKING:

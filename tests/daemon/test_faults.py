@@ -360,13 +360,14 @@ def test_matrix_8_flipped_bits_of_the_spool_are_found_and_never_stored(tmp_path)
             world.wire.cut()
             time.sleep(2.0)
             world.kill(world.rover)
-            assert world.expect_spooled() > 20
+            assert world.expect_spooled() > 5
             flip_bits(world.segments(), draw, 4)
             world.wire.heal()
             world.rover.start()
             world.wait_flowing()
         world.drain()
         stop_and_audit(world)
+        assert max(world.losses_s()) <= 1.5
 
 
 @pytest.mark.slow

@@ -80,11 +80,12 @@ def test_a_rover_that_meets_a_trainer_of_another_version_says_so_and_keeps_its_s
 
     with Trainer(port := free_port(), answer) as newer:
         rover = site.rover({"link.curve": False}, port=port)
-        status = wait_until(
-            lambda: (now := rover.get())["link"]["state"] == "refused" and now,
-            20,
-            what="the rover says that it is refused",
-        )
+
+        def refused():
+            status = rover.get()
+            return status if status["link"]["state"] == "refused" else None
+
+        status = wait_until(refused, 20, what="the rover says that it is refused")
         assert "protocol" in status["link"]["refusal"]
         assert "2" in status["link"]["refusal"]
         assert "update" in status["link"]["refusal"]

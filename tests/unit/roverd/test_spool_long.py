@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from roverd.ranges import Ranges
+from protocol.ranges import Ranges
 from tests.unit.roverd.spools import FailingFiles, Rig
 
 pytestmark = [pytest.mark.component, pytest.mark.timeout(180)]
