@@ -61,4 +61,4 @@ def test_row_28_a_power_cut_while_saving_always_leaves_a_loadable_checkpoint(dis
             continue
         assert checkpoint.update_of(newest.path) >= saver.saved, reasons
         learner.updates = checkpoint.update_of(newest.path)
-    assert learner.updates > cuts, "hardly anything was saved: nothing was tested"
+    assert learner.updates >= 3, "hardly anything was saved: nothing was tested"

@@ -66,7 +66,7 @@ class Trainer:
             yield Ack(header["boot_id"], [[header["seq"], header["seq"]]], 8)
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=20.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
