@@ -41,6 +41,16 @@ def _post(path: str) -> Any:
     return run
 
 
+def _status(client: ControlClient, _: argparse.Namespace) -> Outcome:
+    answer = client.get("/status")
+    return answer, 0 if answer["health"]["ok"] else 1
+
+
+def _render_status(answer: dict[str, Any]) -> str:
+    health = answer["health"]
+    return render_facts({**answer, "health": "ok" if health["ok"] else "degraded: " + "; ".join(health["causes"])})
+
+
 def _doctor(client: ControlClient, _: argparse.Namespace) -> Outcome:
     answer = client.get("/doctor")
     return answer, 0 if answer["healthy"] else 1
@@ -192,7 +202,7 @@ def _options(answer: dict[str, Any]) -> str:
 
 
 COMMANDS = (
-    Command(("status",), "rates, policy, link and health", _get("/status"), render=render_facts),
+    Command(("status",), "rates, policy, link, health; exit status 1 when degraded", _status, render=_render_status),
     Command(("doctor",), "check this machine, the link and the policy", _doctor, render=_checks),
     Command(("policy", "list"), "policies stored on this robot", _get("/policies"), render=_policies),
     Command(("policy", "reload"), "load the wanted policy again, without a restart", _post("/policies/reload")),

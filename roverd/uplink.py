@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from protocol import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocol.framing import ProtocolError, unpack
 from protocol.messages import (
     Ack,
@@ -53,8 +54,10 @@ DEGRADED_S = 10.0
 REOFFER_S = 30.0
 LAST_ACKS_S = 1.5
 """At a stop the trainer has so long to acknowledge the last records: it syncs once a second."""
-BROKEN_OFF_TRIES = 2
-"""A trainer that stops ends one handshake; one that has another key ends all."""
+BROKEN_OFF_TRIES = 4
+"""A trainer that stops or just starts ends a handshake or two; one that has another key ends all."""
+UNREACHABLE_S = 8.0
+"""So long without a trainer, and the log says where it was looked for."""
 GONE_RANGES = 256
 UNPAIRED = "not paired: run `roverctl pair HOST` with the trainer's host"
 UNKNOWN_HERE = "the trainer does not know this rover's key: roverctl pair HOST (or trainerctl rover add NAME KEY)"
@@ -123,6 +126,7 @@ class Uplink:
         self._broken_off = 0
         self._rekeyed = asyncio.Event()
         self._appended_at = self._progress_at = time.monotonic()
+        self._apart_since, self._is_apart_told = time.monotonic(), False
         self._offered: set[str] = set()
         self._offered_at = 0.0
         spool.on_change = self._spool_changed
@@ -324,6 +328,7 @@ class Uplink:
     def _watch_progress(self) -> None:
         """Tell when a driving robot's records are not acknowledged, and why, as far as this side can know."""
         now = time.monotonic()
+        self._watch_reach(now)
         if not self._spool.waiting:
             self._progress_at = now
         if now - self._progress_at < DEGRADED_S:
@@ -338,6 +343,14 @@ class Uplink:
             self.degraded = cause
             hint = "the robot drives on and its steps are kept; roverctl doctor"
             log.warning("link.degraded", cause=cause, records=self._spool.waiting, hint=hint)
+
+    def _watch_reach(self, now: float) -> None:
+        """Say once that nobody answers, whether or not there is anything to send."""
+        if self.state in {"linked", "refused", "unpaired"}:
+            self._apart_since, self._is_apart_told = now, False
+        elif now - self._apart_since > UNREACHABLE_S and not self._is_apart_told:
+            self._is_apart_told = True
+            log.warning("link.unreachable", cause=self._cause(), hint="it is tried again all the time; roverctl doctor")
 
     def _cause(self) -> str:
         if self.refusal:
@@ -425,6 +438,13 @@ class Uplink:
             self.clock_skew_s = (wall_ns - time.time_ns()) * 1e-9 + self.round_trip_ms * 0.5e-3
 
     def _welcomed(self, message: Welcome) -> None:
+        if not OLDEST_PROTOCOL_VERSION <= message.version <= PROTOCOL_VERSION:
+            ours = f"this rover {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}"
+            older = "the rover" if message.version > PROTOCOL_VERSION else "trainerd"
+            text = f"the trainer at {self.address} speaks protocol {message.version}, {ours}: update {older}"
+            self._be_refused("version", text)
+            self._retry_at = time.monotonic() + REFUSED_RETRY_S
+            return
         received = {message.boot_id: ranges_of(message.received, "welcome")}
         backlog = {boot_id: _ranges(values) for boot_id, values in message.backlog.items()}
         if self.state != "linked":  # else the answer to a hello that was said twice: nothing is sent again for it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,8 @@ class Daemon:
     legacy: LegacyInput | None
     found: list[Found]
     """What lay in the store at the start, once that is known."""
+    lock: int
+    """Descriptor that keeps other trainerds out of the state folder."""
 
     @property
     def services(self) -> list[Service]:
@@ -84,13 +87,14 @@ class Daemon:
             self.legacy.start()
 
     def stop(self) -> None:
-        """Write down what is there; may be called twice, and before ``start``."""
+        """Write down what is there; to be called once, also without ``start``."""
         self.link.stop()
         if self.legacy is not None:
             self.legacy.stop()
         self.store.stop()
         self.store.catalogue.close()
         self.metrics.close()
+        os.close(self.lock)
 
 
 def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
@@ -99,6 +103,7 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
     known = sorted({row["name"] for row in plugins.listing()})
     check_plugin_tables(settings.plugins, known, "the trainer has no plugin of that name")
     start.check_reach(settings)
+    lock = start.hold(settings.state_dir)
     run_file = start.open_run(settings)
     keys = load_or_make(settings.state_dir / "keys" / "curve.json")
     access = Access(settings.state_dir / "rovers.json")
@@ -172,6 +177,7 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
         PairingDesk(settings.host, pairing_port, keys, access, link_port=lambda: link.port) if is_pairing else None,
         LegacyInput(settings.legacy, partial(_keep_legacy, store, run_file)) if settings.legacy.enabled else None,
         found,
+        lock,
     )
 
 

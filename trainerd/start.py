@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ from trainerd.learning import checkpoint
 from trainerd.run import RunFile, parse_specs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from protocol.node.socket import ControlSocket
     from trainerd.settings import Settings
     from trainerd.training import Training
@@ -30,6 +34,28 @@ def check_reach(settings: Settings) -> None:
     if not settings.link.curve and not is_loopback(settings.host):
         hint = "leave link.curve on and pair the rovers, or listen on 127.0.0.1"
         raise ReachError(f"link.curve is off and host {settings.host} is not loopback: anybody could join; {hint}")
+
+
+def hold(state_dir: Path) -> int:
+    """Take the state folder for this process; return the descriptor that holds it for as long as it is open.
+
+    Raises:
+        FolderError: another trainerd has it, or it cannot be written.
+
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FolderError(f"{error.filename}: {error.strerror}; choose another --state-dir") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise FolderError(
+            f"{state_dir}: another trainerd uses it; stop that one, or choose another --state-dir"
+        ) from error
+    return descriptor
 
 
 class FolderError(RoverError):
