@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 import uuid
 from typing import TYPE_CHECKING
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from roverd.settings import Settings
 
 log = get_logger()
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+"""A disk that is full or fails must not keep the robot from driving."""
 
 
 class StateError(RoverError):
@@ -66,7 +71,9 @@ def next_boot(state_dir: Path) -> int:
         raise StateError(f"{path}: {error}; remove the file, and the count of starts begins anew") from error
     try:
         write_atomic(path, str(boot).encode())
-    except OSError as error:  # a full disk must not keep the robot from driving
+    except OSError as error:
+        if error.errno not in FULL:
+            raise StateError(f"{path}: {error.strerror}; choose another --state-dir") from error
         hint = "the next start repeats this one's arenas and noise; free space"
         log.error("boot.unwritten", file=str(path), error=str(error), hint=hint)  # noqa: TRY400 - no trace for a full disk
     return boot

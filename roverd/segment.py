@@ -157,10 +157,16 @@ def decode_record_header(header: bytes, salt: int) -> tuple[int, int, int] | Non
     return length, seq, checksum
 
 
-def decode_content(content: bytes) -> list[bytes]:
-    """Return the frames of a content whose checksum is right."""
+def decode_content(content: bytes) -> list[bytes] | None:
+    """Return the frames of a content whose checksum is right, or None where its table of frames does not fit."""
+    if len(content) < _LENGTH.size:
+        return None
     (count,) = _LENGTH.unpack_from(content)
+    if _LENGTH.size + 4 * count > len(content):
+        return None
     sizes = struct.unpack_from(f"<{count}I", content, _LENGTH.size)
+    if _LENGTH.size + 4 * count + sum(sizes) != len(content):
+        return None
     at = _LENGTH.size + 4 * count
     frames = []
     for size in sizes:

@@ -32,6 +32,8 @@ log = get_logger()
 TAKE_OVER_S = 1.0
 """A rover that was silent so long may be replaced by a new process of the same name."""
 SLOWEST_OFFER_S = 16.0
+MAX_REFUSED = 256
+"""Refused policies that are remembered of a rover."""
 STANDING = {mode: Order(mode, mode) for mode in ("train", "idle")}
 """The orders that hold while there is no evaluation; their id is their mode."""
 
@@ -182,7 +184,9 @@ class Fleet:
             rover.policy_id = verdict.policy_id
             self._drives(rover, verdict.policy_id, now_s)
         elif stage in {"refused", "rolled_back"}:
-            rover.refused[verdict.policy_id] = reason or stage
+            rover.refused[verdict.policy_id[:64]] = reason or stage
+            for oldest in list(rover.refused)[:-MAX_REFUSED]:
+                del rover.refused[oldest]
             hint = "the rover keeps its policy; a newer one will be offered"
             log.warning(
                 "policy.refused", rover_id=rover.rover_id, policy_id=verdict.policy_id, reason=reason, hint=hint

@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 MAX_FRAME_BYTES = 8 << 20
 MAX_FRAMES = 66
-HIGH_WATER = 2048
+HIGH_WATER = 1024
 BURST = 512
 """Messages read before the other duties get their turn."""
 MAX_AHEAD = 1 << 16

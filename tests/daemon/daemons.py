@@ -211,6 +211,7 @@ class Site:
         self.folder = folder
         self.curve = curve
         self._trainer_dir = folder / "trainerd" / "state"
+        self._key_files: dict[str, Path] = {}
         self.mark = uuid.uuid4().hex
         self.sockets = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp" if Path("/tmp").is_dir() else None))
         self.port = free_port()
@@ -253,7 +254,10 @@ class Site:
 
     def introduce(self, rover_id: str, state_dir: Path) -> str:
         """Let a rover in at the newest trainerd, running or not; return the trainer's public key."""
-        public = load_or_make(state_dir / "keys" / "curve.json").public
+        known = self._key_files.setdefault(rover_id, state_dir / "keys" / "curve.json")
+        public = load_or_make(known).public
+        if not (state_dir / "keys" / "curve.json").exists():  # another folder of the same rover
+            shutil.copytree(known.parent, state_dir / "keys")
         trainer = load_or_make(self._trainer_dir / "keys" / "curve.json").public
         running = [each for each in self.daemons if each.name == "trainerd" and each.is_running]
         if running:

@@ -21,6 +21,7 @@ from trainerd.episodes.records import (
     StoredRecord,
 )
 from trainerd.episodes.records import decode as decode_messages
+from trainerd.run import parse_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,7 +143,7 @@ def episode_file(path: Path, layout: mcap.Layout) -> EpisodeFile:
             **{key: int(values[key]) for key in ("format", "episode_id", "epoch_ns", "created_ns")},
         }
         specs = layout.prologue.metadata[SPEC_METADATA]
-        robot, task = RobotSpec.from_map(json.loads(specs["robot"])), TaskSpec.from_map(json.loads(specs["task"]))
+        robot, task = parse_specs(json.loads(specs["robot"]), json.loads(specs["task"]))
         missing = {"rover_id", "boot_id", "run_id"} - set(metadata)
     except (KeyError, ValueError, TypeError, SpecError) as error:
         raise EpisodeError(f"{path}: metadata: {error!r}") from error

@@ -192,6 +192,8 @@ def decode(
         raise mcap.McapError(f"record {seq}: no list of blobs")
     for blob, message in zip(blobs, islice(messages, len(blobs)), strict=False):
         channel = channels.get(message[0])
+        if not isinstance(blob, list) or not blob or not isinstance(blob[0], str):
+            raise mcap.McapError(f"record {seq}: {str(blob)[:60]} is no blob")
         if channel is None or ("blob", blob[0]) not in channel.metadata:
             raise mcap.McapError(f"record {seq}: another channel's message where {str(blob)[:60]} should be")
         frames.append(_content(channel.message_encoding, message[4]))
