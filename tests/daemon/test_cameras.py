@@ -21,6 +21,7 @@ def learns(trainer, rover):
     return status
 
 
+@pytest.mark.slow
 def test_a_robot_with_two_cameras_drives_trains_and_records_both(site):
     with Tap(free_port(), site.port) as tap:
         trainer = site.trainer({"plugins.column.rgb": "observation.images.rear"})

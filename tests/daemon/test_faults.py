@@ -183,6 +183,7 @@ def parse_everything(*folders):
     return count
 
 
+@pytest.mark.slow
 def test_row_26_ids_are_content_hashes_and_counters_never_repeat_after_a_kill(world):
     def counters():
         rows = world.trainer.get("/policies")["policies"]

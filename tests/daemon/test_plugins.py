@@ -83,6 +83,7 @@ def test_row_34_the_goal_tasks_own_reward_passes_its_lint(trainer, shared_site):
     assert made.stop() == 0
 
 
+@pytest.mark.slow
 def test_row_34_a_reward_where_spinning_wins_fails_its_lint_with_exit_1(trainer, shared_site):
     made = rover(trainer, shared_site, "spinner", {**GOAL, "angular_velocity": 1.0})
     answer = trainer.ctl("reward", "lint", "--rover", "spinner", "--episodes", "3", "--json", patience_s=150)

@@ -224,6 +224,7 @@ def test_row_7_a_restarted_rover_acts_by_its_stored_policy_at_once_and_without_a
     assert rover.stop() == 0
 
 
+@pytest.mark.slow
 def test_row_3_a_start_from_a_damaged_newest_checkpoint_takes_the_one_before_and_says_why(run):
     folder = run.trainer.state_dir.parent / "checkpoints"
     *_, older, newest = sorted(folder.glob("ppo_update_*"), key=lambda path: int(path.name.rpartition("_")[2]))

@@ -143,6 +143,7 @@ class TestRow13Fuzz:
         assert run.trainer.get()["quarantined"] == {"reward.smooth": 1}
 
 
+@pytest.mark.slow
 def test_two_rovers_of_different_names_feed_one_trainer(run):
     second = run.site.rover({"seed": 2}, name="rover-2")
     driving(second)
