@@ -12,7 +12,7 @@ from plugins.manager import PluginManager
 from protocol.keys import KeyPair, load_or_make
 from protocol.node.config import check_plugin_tables
 from protocol.pairing import PORT_ABOVE_LINK
-from trainerd import start
+from trainerd import depth, start
 from trainerd.access import Access
 from trainerd.cockpit.metrics import Metrics
 from trainerd.collection import Collection
@@ -78,6 +78,7 @@ class Daemon:
 
     def start(self) -> None:
         """Bring the store into order, then listen; raises RoverError."""
+        depth.install()
         self.store.start()
         self.found.append(Found.of(self.store, self.run_file.run))
         self.link.start()

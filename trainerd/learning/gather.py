@@ -6,17 +6,15 @@ applies the per-pixel normaliser, cuts patches and rounds to bfloat16, while a f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from protocol.transform import CLIP, LUMA, NEAR_MM
+from trainerd.compiled import njit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from protocol.transform import InputTransform
     from trainerd.learning.rollout import Rollout
 
@@ -24,16 +22,8 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.generic]
 Desk = tuple[Any, ...]
-Function = TypeVar("Function", bound="Callable[..., None]")
 SIDE = 4
 """Side of a patch."""
-
-
-def _compiled(function: Function) -> Function:
-    try:
-        return cast("Function", numba.njit(cache=True)(function))
-    except RuntimeError:  # neither the package's folder nor a home is writable: compile anew in each process
-        return cast("Function", numba.njit(function))
 
 
 class Gather:
@@ -108,7 +98,7 @@ def _as_complex(*arrays: Pixels) -> tuple[npt.NDArray[np.complex128], ...]:
 # faster); numba gives no fused multiply-add without fastmath, so results are numpy's.
 
 
-@_compiled
+@njit
 def _rgb(frame: npt.NDArray[np.uint8], out: FloatArray, place: int) -> None:
     values = frame.reshape(frame.size)
     for c in range(3):
@@ -117,7 +107,7 @@ def _rgb(frame: npt.NDArray[np.uint8], out: FloatArray, place: int) -> None:
             plane[i] = np.float32(values[3 * i + c]) / np.float32(255)
 
 
-@_compiled
+@njit
 def _gray(frame: npt.NDArray[np.uint8], out: FloatArray, place: int) -> None:
     values = frame.reshape(frame.size)
     plane = out[place].reshape(frame.size // 3)
@@ -128,7 +118,7 @@ def _gray(frame: npt.NDArray[np.uint8], out: FloatArray, place: int) -> None:
         plane[i] = red + green + blue
 
 
-@_compiled
+@njit
 def _inverse_depth(frame: npt.NDArray[np.int16], out: FloatArray, place: int) -> None:
     values = frame.reshape(frame.size)
     plane = out[place].reshape(frame.size)
@@ -137,25 +127,25 @@ def _inverse_depth(frame: npt.NDArray[np.int16], out: FloatArray, place: int) ->
         plane[i] = near if values[i] > 0 else np.float32(0)
 
 
-@_compiled
+@njit
 def _rgb_images(source: Pixels, rows: IntArray, out: FloatArray, place: int) -> None:
     for b in range(rows.shape[0]):
         _rgb(source[rows[b]], out[b], place)
 
 
-@_compiled
+@njit
 def _gray_images(source: Pixels, rows: IntArray, out: FloatArray, place: int) -> None:
     for b in range(rows.shape[0]):
         _gray(source[rows[b]], out[b], place)
 
 
-@_compiled
+@njit
 def _inverse_depth_images(source: Pixels, rows: IntArray, out: FloatArray, place: int) -> None:
     for b in range(rows.shape[0]):
         _inverse_depth(source[rows[b]], out[b], place)
 
 
-@_compiled
+@njit
 def _normalise(planes: FloatArray, mean: FloatArray, gain: FloatArray, normal: FloatArray, c: int) -> None:
     for y in range(normal.shape[1]):
         raw, centre, scale, row = planes[c, y], mean[c, y], gain[c, y], normal[c, y]
@@ -163,7 +153,7 @@ def _normalise(planes: FloatArray, mean: FloatArray, gain: FloatArray, normal: F
             row[x] = (raw[x] - centre[x]) * scale[x]
 
 
-@_compiled
+@njit
 def _round(bits: npt.NDArray[np.uint32], halves: npt.NDArray[np.uint16], c: int) -> None:
     for y in range(bits.shape[1]):
         full, half = bits[c, y], halves[c, y]
@@ -172,7 +162,7 @@ def _round(bits: npt.NDArray[np.uint32], halves: npt.NDArray[np.uint16], c: int)
             half[x] = np.uint16((full[x] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-@_compiled
+@njit
 def _cut(words: Pixels, out: Pixels, c: int) -> None:
     for y in range(words.shape[1]):
         row, part, place = words[c, y], out[y // 4], 4 * c + y % 4
@@ -180,7 +170,7 @@ def _cut(words: Pixels, out: Pixels, c: int) -> None:
             part[k, place] = row[k]
 
 
-@_compiled
+@njit
 def _finish(desk: Desk, words: Pixels, out: Pixels, place: int, channels: int) -> None:
     """Normalise ``channels`` planes from ``place`` on, round them, and move them into their patches."""
     planes, mean, gain, normal, bits, halves, is_half = desk
@@ -191,21 +181,21 @@ def _finish(desk: Desk, words: Pixels, out: Pixels, place: int, channels: int) -
         _cut(words, out, c)
 
 
-@_compiled
+@njit
 def _rgb_patches(source: Pixels, rows: IntArray, desk: Desk, words: Pixels, out: Pixels, place: int) -> None:
     for b in range(rows.shape[0]):
         _rgb(source[rows[b]], desk[0], place)
         _finish(desk, words, out[b], place, 3)
 
 
-@_compiled
+@njit
 def _gray_patches(source: Pixels, rows: IntArray, desk: Desk, words: Pixels, out: Pixels, place: int) -> None:
     for b in range(rows.shape[0]):
         _gray(source[rows[b]], desk[0], place)
         _finish(desk, words, out[b], place, 1)
 
 
-@_compiled
+@njit
 def _inverse_depth_patches(source: Pixels, rows: IntArray, desk: Desk, words: Pixels, out: Pixels, place: int) -> None:
     for b in range(rows.shape[0]):
         _inverse_depth(source[rows[b]], desk[0], place)

@@ -12,6 +12,7 @@ from protocol.keys import load_or_make
 from protocol.step import Step
 from tests.bench.linkbench.clock import Counter, options, say
 from tests.bench.linkbench.load import ROVER
+from trainerd import depth
 from trainerd.access import Access
 from trainerd.fleet import Fleet
 from trainerd.ingest import Link
@@ -70,6 +71,7 @@ def make(told, consumer):
 
     ``told``: ``durable`` stores and syncs before the acknowledgement, ``curve`` encrypts.
     """
+    depth.install()
     folder = Path(told["folder"])
     settings = Settings(port=0, state_dir=folder)
     settings = replace(settings, link=replace(settings.link, rover_mbytes_per_s=ONE_FOR_ALL_MBYTES_PER_S))
