@@ -43,7 +43,7 @@ class Bench:
         self.metrics = Metrics(self.settings.tensorboard_dir)
         self.collection = Collection(self.metrics)
         self.waiting = []
-        self.updates = []
+        self.updates, self.replays = [], []
         self.rover = FakeRover(1)
 
         self.task = None
@@ -62,6 +62,7 @@ class Bench:
             self.metrics,
             specified=specified,
             post=self.mailbox.post,
+            replay=self.replays.append,
             on_state=lambda _: None,
             on_update=lambda result, _: self.updates.append(result),
         )
