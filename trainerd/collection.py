@@ -33,11 +33,11 @@ HISTORY_DECISIONS = 5000
 """Decisions between two entries of the success history."""
 RATE_S = 10.0
 ALARM_EVERY = 64
-OPEN, RESTING, CLOSED = "open", "resting", "closed"
+OPEN, RESTING, CLOSED, OVER = "open", "resting", "closed", "over"
 """How training records are taken in.
 
 Open: they wait for a free rollout. Resting (training is paused): they wait as well, but not in front of an evaluation.
-Closed: nothing learns from them, so they are counted as unused.
+Closed: nothing learns from them, so they are counted as unused. Over: likewise, and for good.
 """
 GOLDEN_ROWS = 8
 
@@ -74,7 +74,7 @@ class Collection:
         """Begin without rollouts: every record is told to wait until ``begin``."""
         self.assembler: Assembler | None = None
         self.intake = OPEN
-        """One of open, resting and closed."""
+        """One of open, resting, closed and over."""
         self.steps = Rate()
         self.decisions = Rate()
         self.success_history: list[dict[str, float]] = []
@@ -111,7 +111,7 @@ class Collection:
         """Take a record; False while there is no room for it."""
         if self.assembler is None:
             return False
-        if self.intake == CLOSED and record.purpose == "training":
+        if self.intake in {CLOSED, OVER} and record.purpose == "training":
             self.assembler.skip(record, lane)
         elif not self.assembler.add(record, lane):
             return False
@@ -125,6 +125,11 @@ class Collection:
         if self.assembler is not None:
             self.assembler.skip_stale(rover_id, boot_id, seqs, steps)
             self.steps.total += steps
+
+    @property
+    def takes_replay(self) -> bool:
+        """False while stored records wait until training goes on, for nothing is to be unused that need not be."""
+        return self.intake in {OPEN, OVER}
 
     @property
     def oldest_usable(self) -> int:

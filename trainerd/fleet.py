@@ -17,7 +17,7 @@ from protocol.ranges import Ranges
 from protocol.spec import SpecError
 from trainerd.evaluate import FAILED, Evaluation, Evaluations
 from trainerd.lane import Boot, Tally
-from trainerd.rover import Backlog, Rover, Waiting, backlog_of, plain, refusal_of_text, whole
+from trainerd.rover import MAX_BACKLOG, Backlog, Rover, Waiting, backlog_of, plain, refusal_of_text, whole
 from trainerd.run import parse_specs
 
 if TYPE_CHECKING:
@@ -172,8 +172,18 @@ class Fleet:
         """Return how many records a rover may have under way."""
         if not self.is_open:
             return 0
-        rooms = [boot.room for boot in self.boots.values() if boot.rover_id == rover.rover_id]
+        rooms = [self._room_of(boot) for boot in self.boots_of(rover)]
         return max(0, min(self._settings.credit, *rooms))
+
+    def boots_of(self, rover: Rover) -> list[Boot[Waiting]]:
+        """Return the boots of a rover of which records may come or wait."""
+        return [boot for boot in self.boots.values() if boot.rover_id == rover.rover_id]
+
+    @staticmethod
+    def _room_of(boot: Boot[Waiting]) -> int:
+        """Return how many records may come; what everything else waits for always may."""
+        is_stuck = boot.room <= 0 and any(lane.missing() for lane in boot.lanes)
+        return 1 if is_stuck else boot.room
 
     def verdict(self, rover: Rover, verdict: Verdict, now_s: float) -> None:
         """Take in what became of a policy on a rover."""
@@ -390,9 +400,9 @@ class Fleet:
     def _admit_backlog(self, rover: Rover, backlog: list[Backlog]) -> list[Boot[Waiting]]:
         """Expect what a rover holds of earlier boots; of those that it does not name nothing more will come."""
         named = {each.boot_id for each in backlog} | {rover.boot_id}
-        for boot in self.boots.values():
-            if boot.rover_id == rover.rover_id:
-                boot.is_over = boot.boot_id not in named
+        is_all = len(backlog) < MAX_BACKLOG  # else it may hold more than it named
+        for boot in self.boots_of(rover):
+            boot.is_over = is_all and boot.boot_id not in named
         older = []
         for each in backlog:
             try:

@@ -54,6 +54,7 @@ BURST = 512
 MAX_AHEAD = 1 << 16
 """A record further ahead of the newest one is no record: a rover that skips so much says so in its next hello."""
 HANDSHAKE_MS = 5000
+ACK_RANGES = 64
 REPLAY_S = 0.02
 """Time for stored records in each round, so that rovers are answered meanwhile."""
 TICK_S = 0.1
@@ -69,6 +70,10 @@ class LinkError(RoverError):
 
 class Consumer(Protocol):
     """Who takes records, in order within each lane of a boot; called on the link thread."""
+
+    @property
+    def takes_replay(self) -> bool:
+        """False while stored records wait for better times, and new ones do not wait for them."""
 
     def consume(self, record: Record, lane: str) -> bool:
         """Take a record; False: busy, offer it again."""
@@ -292,7 +297,8 @@ class Link:
             return
         try:
             record = StoredRecord(rover_id, boot_id, seq, fields.count("episode_id"), header, frames)
-            has_room = verdict is Verdict.LATE or boot.lane_of(seq).room > 0
+            lane = boot.lane_of(seq)
+            has_room = verdict is Verdict.LATE or lane.room > 0 or seq == lane.next_seq
             if not has_room or not self._has_quota(rover, frames, now_s) or not self._store.append(record):
                 boot.refuse(seq)
                 return
@@ -312,9 +318,9 @@ class Link:
         rover.allowance = min(2 * limit, rover.allowance + (now_s - rover.allowed_s) * limit)
         rover.allowed_s = now_s
         size = sum(map(len, frames))
-        if rover.allowance < size:
+        if rover.allowance <= 0:
             return False
-        rover.allowance -= size
+        rover.allowance -= size  # below zero for one that is larger than the allowance
         return True
 
     def _handle(self, identity: bytes, rover: Rover | None, message: messages.Message, now_s: float) -> None:
@@ -322,7 +328,8 @@ class Link:
             self._demand_hello(identity, now_s)
         elif isinstance(message, messages.Ping):
             self._tell(rover, messages.Pong(message.sent_ns, {"wall_ns": time.time_ns()}))
-            self._acknowledge(rover, rover.boot, now_s)
+            for boot in self._fleet.boots_of(rover):
+                self._acknowledge(rover, boot, now_s)
             self._fleet.ping(rover, message, now_s)
         elif isinstance(message, messages.Gone):
             self._fleet.gone(rover, message)
@@ -362,12 +369,13 @@ class Link:
     def _pump(self, now_s: float) -> None:
         """Hand what waits to the consumer, until it is busy; mend gaps and acknowledge."""
         self._is_pressed = False
-        if self._replay is not None:
+        is_replaying = self._replay is not None and self._consumer.takes_replay
+        if self._replay is not None and is_replaying:
             self._is_pressed = True
             if self._replay.pump(REPLAY_S):
-                self._replay = None
+                self._replay, is_replaying = None, False
         for boot in list(self._fleet.boots.values()):
-            if boot.waiting and self._replay is None:
+            if boot.waiting and not is_replaying:
                 for lane in boot.lanes:
                     self._pump_lane(boot, lane, now_s)
             rover = self._fleet.rovers[boot.rover_id]
@@ -440,7 +448,7 @@ class Link:
     def _acknowledge(self, rover: Rover, boot: Boot[Waiting], now_s: float) -> None:
         boot.unacked, boot.acked_s = 0, now_s
         rover.told_credit = self._fleet.credit_of(rover)
-        self._tell(rover, messages.Ack(boot.boot_id, boot.durable.to_list(64), rover.told_credit))
+        self._tell(rover, messages.Ack(boot.boot_id, boot.acks(ACK_RANGES), rover.told_credit))
 
     def _keep_time(self, now_s: float) -> None:
         if now_s - self._ticked_s < TICK_S:

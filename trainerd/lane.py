@@ -46,12 +46,15 @@ class Verdict(Enum):
 class Lane(Generic[T]):
     """One lane of a boot: records that wait for their turn; ``T`` is such a record, undecoded.
 
-    A record becomes the head when all before it were taken or given up.
+    A record becomes the head when all before it were taken or given up, and it is safe on disk: what is learned from
+    must be there after a power cut, or it would come, and be learned from, once more.
     """
 
     name: str
     taken: Ranges
     """What needs no turn any more; shared by both lanes of a boot."""
+    durable: Ranges
+    """What is safe on disk; shared likewise."""
     start: int
     capacity: int
     waiting: dict[int, T] = field(default_factory=dict)
@@ -69,8 +72,11 @@ class Lane(Generic[T]):
         return self.capacity - len(self.waiting)
 
     def head(self) -> T | None:
-        """Return the record whose turn it is, or None while it is missing."""
-        return self.waiting.get(self.next_seq) if self.waiting else None
+        """Return the record whose turn it is, or None while it is missing or not safe yet."""
+        if not self.waiting:
+            return None
+        seq = self.next_seq
+        return self.waiting.get(seq) if seq in self.durable else None
 
     def replace_head(self, record: T) -> None:
         """Put another form of the head in its place."""
@@ -148,13 +154,14 @@ class Boot(Generic[T]):
         self.taken, self.lost = self.durable.copy(), Ranges(lost)
         for first, last in self.lost.to_list():
             self.taken.add_range(first, last)
-        self.backfill: Lane[T] = Lane("backfill", self.taken, 0, capacity)
-        self.live: Lane[T] = Lane("live", self.taken, 0, capacity)
+        self.backfill: Lane[T] = Lane("backfill", self.taken, self.durable, 0, capacity)
+        self.live: Lane[T] = Lane("live", self.taken, self.durable, 0, capacity)
         self.bound = floor
         """No record at or above it was announced or came."""
         self.unacked = 0
         """Records that became safe or came again since the last acknowledgement."""
         self.acked_s = 0.0
+        self._page = 0
         self.is_over = False
         """The rover said that it sends nothing more of it than it named."""
 
@@ -206,6 +213,10 @@ class Boot(Generic[T]):
     def refuse(self, seq: int) -> None:
         """Count a record for which there is no room."""
         self.tally.refused += 1
+        if seq in self.lost:  # the rover has it after all, so it is missing again
+            self.lost.remove_range(seq, seq)
+            self.taken.remove_range(seq, seq)
+            self.tally.lost -= 1
         self.lane_of(seq).refuse(seq)
 
     def keep(self, seq: int, record: T) -> None:
@@ -224,6 +235,16 @@ class Boot(Generic[T]):
         """Acknowledge a record that is of no use at all, so that it does not come for ever."""
         self.taken.add(seq)
         self.safe(seq)
+
+    def acks(self, limit: int) -> list[list[int]]:
+        """Return ranges to acknowledge: all, or the newest and in turn a page of the others."""
+        pairs = self.durable.to_list()
+        if len(pairs) <= limit:
+            return pairs
+        newest, others = pairs[-(limit // 2) :], pairs[: -(limit // 2)]
+        first = self._page % len(others)
+        self._page = first + limit - limit // 2
+        return sorted((others[first:] + others[:first])[: limit - limit // 2]) + newest
 
     def safe(self, seq: int) -> None:
         """Note that a record is on disk: it is acknowledged from now on."""

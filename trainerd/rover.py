@@ -49,7 +49,7 @@ class Rover:
     verdicts: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=VERDICTS_KEPT))
     malformed: int = 0
     overflow: int = 0
-    """Records of this boot that the rover dropped unsent because its outbox was full."""
+    """Records of this boot that the rover dropped unsent because its spool was full."""
     round_trip_ms: float | None = None
     key: str = ""
     """Public CURVE key of its connection; empty where the link is plain."""

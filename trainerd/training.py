@@ -14,7 +14,7 @@ import torch
 
 from protocol.errors import RoverError
 from protocol.node.log import get_logger
-from trainerd.collection import CLOSED, OPEN, RESTING, golden_rows
+from trainerd.collection import CLOSED, OPEN, OVER, RESTING, golden_rows
 from trainerd.learning import checkpoint
 from trainerd.learning.learner import Learner
 from trainerd.learning.rollout import Rollouts
@@ -46,7 +46,7 @@ log = get_logger()
 TRAINING, PAUSED, STOPPED, FINISHED = "training", "paused", "stopped", "finished"
 STANDING_MODE = {TRAINING: "train", PAUSED: "idle", STOPPED: "idle", FINISHED: "idle"}
 """What rovers do meanwhile."""
-INTAKE = {TRAINING: OPEN, PAUSED: RESTING, STOPPED: CLOSED, FINISHED: CLOSED}
+INTAKE = {TRAINING: OPEN, PAUSED: RESTING, STOPPED: CLOSED, FINISHED: OVER}
 """What becomes meanwhile of training records that rovers still send."""
 ENDLESS_DECISIONS = 10**12
 """Stands for a budget where there is none: schedules then stay at their start."""
@@ -223,6 +223,8 @@ class Training:
         self._golden = golden_rows(rollout, parts.rollouts)
         if self._settings.train.frozen:
             self._collection.settle(rollout.steps, "frozen")
+            parts.learner.marks = rollout.marks  # a restart need not feed them again
+            parts.worker.request_checkpoint()
             parts.rollouts.release(rollout)
         else:
             parts.worker.submit(rollout)
@@ -331,18 +333,17 @@ class Training:
     def _begin(self, parts: Parts) -> None:
         learner = parts.learner
         parts.pipeline.start()
-        self._post(
-            partial(
-                self._collection.begin,
-                parts.rollouts,
-                self.filled,
-                staleness_limit=self._settings.ppo.staleness_limit,
-                policy_counter=learner.policy_counter,
-                decisions=learner.decisions,
-                marks=learner.marks,
-            )
+        begin = partial(
+            self._collection.begin,
+            parts.rollouts,
+            self.filled,
+            staleness_limit=self._settings.ppo.staleness_limit,
+            policy_counter=learner.policy_counter,
+            decisions=learner.decisions,
+            marks=learner.marks,
         )
-        self._post(partial(self._replay, learner.marks))
+        marks = learner.marks
+        self._post(lambda: (begin(), self._replay(marks)))  # at once: nothing new comes in between
         self.last_update = {"update": learner.updates, "decisions": learner.decisions}
         if self._is_spent():
             self._enter(FINISHED)

@@ -107,7 +107,11 @@ class Assembler:
     """
 
     def __init__(self, rollouts: Rollouts, *, staleness_limit: int, alarm_steps: int = ALARM_STEPS) -> None:
-        """Fill rollouts of a pool; decisions of policies more than ``staleness_limit`` updates old are dropped."""
+        """Fill rollouts of a pool.
+
+        Decisions of policies more than ``staleness_limit`` updates old are dropped as stale, and so are those of
+        policies that the learner has not made: they are another run's.
+        """
         self.policy_counter = 0
         self.steps_in = 0
         self.faults: Counter[str] = Counter()
@@ -269,7 +273,7 @@ class Assembler:
         fate = "trained"
         if not is_shown:
             fate = "broken"
-        elif step.behaviour is not None and step.policy_counter < self.oldest_usable:
+        elif step.behaviour is not None and not self.oldest_usable <= step.policy_counter <= self.policy_counter:
             fate = "stale"
         if fate != "trained":
             self._cut(stream)

@@ -37,6 +37,7 @@ class Sink:
     is_resting: bool = False
     """Busy for longer, as while training is paused."""
     passed: list[Record] = field(default_factory=list)
+    takes_replay: bool = True
 
     def consume(self, record: Record, _lane: str) -> bool:
         if self.is_busy or (self.is_resting and record.purpose == "training"):

@@ -144,6 +144,15 @@ def test_a_restarted_rover_takes_over_once_the_old_one_is_silent_or_gone(fleet):
     greeted(fleet, now_s=1.6, identity=b"c", boot_id="boot-3")
 
 
+@pytest.mark.parametrize(("named", "is_over"), [(31, True), (32, False)])
+def test_a_boot_that_is_not_named_is_over_unless_there_may_be_more_than_a_hello_names(fleet, named, is_over):
+    first = greeted(fleet)
+    backlog = [{"boot_id": f"older-{number}", "first": 0, "next": 9} for number in range(named)]
+    greeted(fleet, now_s=1.5, identity=b"b", boot_id="boot-2", backlog=backlog)
+    assert first.boot.is_over is is_over
+    assert len(sent(fleet, Welcome)[-1].backlog) == named
+
+
 def test_the_same_boot_comes_back_at_once_and_keeps_its_lane(fleet):
     rover = greeted(fleet)
     for seq in range(3):

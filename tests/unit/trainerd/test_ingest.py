@@ -119,18 +119,21 @@ def test_a_busy_learner_takes_credit_away_and_what_had_no_room_is_asked_for(tmp_
         bench.close()
 
 
-def test_nothing_is_acknowledged_before_it_is_safe(bench):
+def test_nothing_is_acknowledged_or_learned_from_before_it_is_safe(bench):
     rover = bench.rover()
     rover.greet()
     bench.shelf.is_slow = True
     rover.drive(20)
-    rover.wait_until(lambda: len(bench.sink.taken) == 20)
+    rover.wait_until(lambda: len(bench.shelf.kept.get(("rover-1", "boot-1"), [])) == 20)
     rover.send(messages.Ping(0))
     rover.wait_for(messages.Pong)
     rover.listen(300)
-    assert len(rover.kept) == 20
+    assert (len(rover.kept), bench.sink.taken) == (20, [])
     bench.ask(lambda: bench.link.safe([("rover-1", "boot-1", seq) for seq in range(3, 20)]))
     rover.wait_until(lambda: sorted(rover.kept) == [0, 1, 2])
+    assert bench.sink.taken == [], "the first is not safe yet"
+    bench.ask(lambda: bench.link.safe([("rover-1", "boot-1", seq) for seq in range(3)]))
+    rover.wait_until(lambda: bench.sink.seqs() == list(range(20)))
 
 
 def test_a_full_disk_stops_the_rover_and_loses_nothing(bench):

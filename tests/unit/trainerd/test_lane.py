@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.ranges import Ranges
 from trainerd.lane import Boot, Tally, Verdict
 
 
@@ -13,8 +14,8 @@ def boot_of(**facts):
     return Boot("rover-1", "boot-1", Tally(), facts.pop("capacity", 64), **facts)
 
 
-def offer(boot, seq):
-    """Do what ingest does with a record."""
+def offer(boot, seq, *, is_safe=True):
+    """Do what ingest does with a record, and the store after it."""
     verdict = boot.judge(seq)
     if verdict is Verdict.AGAIN:
         return verdict
@@ -24,6 +25,9 @@ def offer(boot, seq):
         boot.keep(seq, seq)
     else:
         boot.refuse(seq)
+        return verdict
+    if is_safe:
+        boot.safe(seq)
     return verdict
 
 
@@ -75,13 +79,43 @@ def test_the_live_lane_does_not_wait_for_the_backfill():
 
 
 def test_only_what_is_safe_is_acknowledged():
-    boot = boot_of()
-    offer(boot, 0)
+    boot, out = boot_of(), []
+    offer(boot, 0, is_safe=False)
     offer(boot, 1)
-    boot.live.take()
-    assert boot.durable.to_list() == []
-    boot.safe(1)
     assert (boot.durable.to_list(), boot.unacked) == ([[1, 1]], 1)
+    drain(boot.live, out)
+    assert out == [], "what is not safe is not learned from either, or a power cut would have it learned twice"
+    assert boot.live.missing() is None
+    boot.safe(0)
+    drain(boot.live, out)
+    assert (out, boot.durable.to_list()) == ([0, 1], [[0, 1]])
+
+
+def test_a_late_record_for_which_there_is_no_room_is_asked_for_again():
+    boot, out = boot_of(), []
+    offer(boot, 1)
+    boot.give_up(0, 0)
+    drain(boot.live, out)
+    assert boot.judge(0) is Verdict.LATE
+    boot.refuse(0)
+    assert boot.live.missing() == (0, 0)
+    assert offer(boot, 0) is Verdict.NEW
+    drain(boot.live, out)
+    assert (out, boot.tally.lost) == ([1, 0], 0)
+
+
+def test_every_range_is_acknowledged_in_turn_however_many_there_are():
+    boot, said = boot_of(capacity=1000), Ranges()
+    for seq in range(0, 1400, 2):
+        offer(boot, seq)
+    assert len(boot.durable.to_list()) == 700
+    for _ in range(25):
+        page = boot.acks(64)
+        assert len(page) == 64
+        assert page == sorted(page)
+        for first, last in page:
+            said.add_range(first, last)
+    assert said.to_list() == boot.durable.to_list()
 
 
 def test_what_was_safe_before_this_process_is_a_duplicate_and_has_no_turn():
@@ -145,8 +179,7 @@ def test_a_record_that_comes_after_its_place_was_given_up_is_stored_but_has_no_t
     boot.give_up(0, 0)
     drain(boot.live, out)
     assert offer(boot, 0) is Verdict.LATE
-    boot.safe(0)
-    assert (out, boot.tally.late, boot.tally.lost, boot.durable.to_list()) == ([1], 1, 0, [[0, 0]])
+    assert (out, boot.tally.late, boot.tally.lost, boot.durable.to_list()) == ([1], 1, 0, [[0, 1]])
     assert offer(boot, 0) is Verdict.AGAIN
 
 
