@@ -35,7 +35,6 @@ class EvaluationFailedError(RoverError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; give the exit status: 0 done, 1 a daemon died or an evaluation failed, 130 interrupted."""
     options = parse(arguments)
-    logs.configure("demo", level="warning")  # what the daemons say stands in their own files
     evidence = Evidence(options.seed, options.task, began_s=time.monotonic())
     status = 0
     try:
@@ -163,4 +162,5 @@ def write(options: argparse.Namespace, figures: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whatever the shell that started it ignores
         signal.signal(each, signal.default_int_handler)
+    logs.configure("demo", level="warning")  # what the daemons say stands in their own files
     sys.exit(main())

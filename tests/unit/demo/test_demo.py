@@ -112,11 +112,11 @@ def test_the_json_file_and_the_picture_are_written(finished, tmp_path, capsys):
 def test_both_daemons_get_the_demo_profile_the_seed_and_the_budget(tmp_path):
     options = parse(["--seed", "7", "--decisions", "5000", "--task", "drive", "--blind", "--set-roverd", "a.b=1"])
     trainer = trainer_arguments(tmp_path, 5000, trainer_words(options))
-    rover = rover_arguments(tmp_path, 5000, rover_words(options))
+    rover = rover_arguments(tmp_path, 5000, "key", rover_words(options))
     assert trainer[:4] == ["--profile", "demo", "--port", "5000"]
     assert {"seed=7", "train.decisions=5000", "network.encoder=blind"} <= set(trainer)
     assert rover[:4] == ["--profile", "demo", "--trainer", "tcp://127.0.0.1:5000"]
-    assert {"seed=7", "task=drive", "a.b=1"} <= set(rover)
+    assert {"seed=7", "task=drive", "a.b=1", "link.trainer_key=key"} <= set(rover)
 
 
 def test_the_profiles_budget_holds_where_none_is_given():
