@@ -412,6 +412,8 @@ class Fleet:
                 log.warning("backlog.refused", rover_id=rover.rover_id, reason=str(error), hint=hint)
                 continue
             boot.bound = max(boot.bound, each.next)
+            if boot.taken.next_missing(0) < each.first:
+                self._give_up(boot, [(0, each.first - 1)], "the rover no longer has them: its spool was full")
             older.append(boot)
         return older
 

@@ -223,6 +223,7 @@ class Tally:
             total("faults.duplicates", found("duplicates"), "records"),
             total("faults.undetected_corruption", found("undetected_corruption"), "records"),
             total("faults.gaps", found("gaps"), "records"),
+            total("faults.given_up", found("given_up"), "records"),
             worst("faults.unacked_loss_seconds", self.losses_s or [0.0], "s"),
             worst("faults.back_at_work_seconds", self.back_s or [0.0], "s"),
             total("faults.records_audited", found("stored"), "records"),

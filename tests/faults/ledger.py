@@ -7,8 +7,11 @@ the files of the episode store; so it shares no code with what it checks but the
 from __future__ import annotations
 
 import hashlib
+import json
+import sqlite3
 import threading
 from collections import Counter, defaultdict
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +51,8 @@ class Verdict:
     """Records that lie in the store more than once."""
     undetected_corruption: int = 0
     """Records of the store that are not what the rover sent, and nobody said so."""
+    given_up: int = 0
+    """Records missing before later ones that the trainer counted as lost, as on a rover's full disk."""
     gaps: int = 0
     """Records missing before later ones of the same boot that nobody declared gone."""
     stored: int = 0
@@ -121,7 +126,7 @@ class Ledger:
             found.details += [f"twice in the store: {each}" for each in store.repeated[:DETAILS]]
             found.details += [f"sent again with other content: {each}" for each in self.changed[:DETAILS]]
             for boot in sorted({*self.acked, *self.sent, *store.digests}):
-                self._audit_boot(boot, store.digests.get(boot, {}), found)
+                self._audit_boot(boot, store, found)
             return found
 
     def audit_store_only(self, store: Store) -> Verdict:
@@ -138,13 +143,15 @@ class Ledger:
                     found.details.append(f"{boot[0]} {boot[1]}: missing {holes[:DETAILS]}, changed {wrong[:DETAILS]}")
             return found
 
-    def _audit_boot(self, boot: Boot, stored: dict[int, bytes], found: Verdict) -> None:
-        sent, gone = self.sent[boot], self.gone[boot]
+    def _audit_boot(self, boot: Boot, store: Store, found: Verdict) -> None:
+        stored, sent, gone = store.digests.get(boot, {}), self.sent[boot], self.gone[boot]
         lost = [seq for seq in self.acked[boot].without(stored) if seq not in gone]
         wrong = [seq for seq, value in stored.items() if seq in sent and sent[seq] != value]
         never_sent = [seq for seq in stored if seq not in sent]
         missing = Spans([(0, max(stored))]).without(stored) if stored else []
-        holes = [seq for seq in missing if seq not in gone and seq not in self.acked[boot]]
+        declared = store.given_up[boot]
+        holes = [seq for seq in missing if not (seq in gone or seq in declared or seq in self.acked[boot])]
+        found.given_up += sum(seq in declared for seq in missing)
         found.acked_lost += len(lost)
         found.undetected_corruption += len(wrong) + len(never_sent)
         found.gaps += len(holes)
@@ -183,12 +190,15 @@ class Store:
         self.repeated: list[Identity] = []
         self.unreadable: dict[str, str] = {}
         """Files that cannot be read, and why."""
+        self.given_up: dict[Boot, Spans] = defaultdict(Spans)
+        """What the trainer counted as lost, and says so in its catalogue."""
         self._folder = folder
         self._files: dict[Path, tuple[tuple[int, int], list[tuple[Identity, bytes, int]]]] = {}
 
     def read(self) -> Store:
         """Read what is new; the trainer should be stopped, or the newest records may be missing."""
         self.digests, self.ticks_ns, self.repeated = defaultdict(dict), defaultdict(list), []
+        self._read_given_up()
         for path in sorted(self._folder.rglob("*.mcap")):
             for identity, value, tick_ns in self._records_of(path):
                 if identity[2] in self.digests[identity[:2]]:
@@ -197,6 +207,13 @@ class Store:
                 if tick_ns:
                     self.ticks_ns[identity[:2]].append(tick_ns)
         return self
+
+    def _read_given_up(self) -> None:
+        path = self._folder.parent / "catalogue.sqlite"
+        if path.exists():
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as catalogue:
+                for rover_id, boot_id, gone in catalogue.execute("SELECT rover_id, boot_id, gone FROM boots"):
+                    self.given_up[rover_id, boot_id] = Spans(json.loads(gone))
 
     def _records_of(self, path: Path) -> list[tuple[Identity, bytes, int]]:
         stat = path.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -36,7 +37,16 @@ def ledger_of(seqs, acked=()):
 def store_of(seqs, **changes):
     records = {seq: digest(good_step(*BOOT, seq)) for seq in seqs}
     values = {"digests": {BOOT: records}, "repeated": []}
-    return SimpleNamespace(**{**values, **changes})
+    return SimpleNamespace(given_up=defaultdict(Spans), **{**values, **changes})
+
+
+def test_a_hole_that_the_trainer_counted_as_lost_is_no_gap_but_an_acknowledged_one_is_lost():
+    store = store_of([0, 1, 5, 6])
+    store.given_up["rover-1", "boot-1"] = Spans([(2, 4)])
+    verdict = ledger_of(range(7), [(0, 1), (4, 4)]).audit(store)
+    assert (verdict.gaps, verdict.given_up, verdict.acked_lost) == (0, 3, 1)
+    store.given_up.clear()
+    assert ledger_of(range(7), [(0, 1)]).audit(store).gaps == 3
 
 
 def test_a_store_that_has_what_was_acknowledged_is_clean():
