@@ -95,7 +95,8 @@ class Replay:
             is_plain = row.purpose == "training" and not row.human_steps and row.max_counter is not None
             if is_plain and row.state == COMPLETE and (row.max_counter or 0) < self._consumer.oldest_usable:
                 count = len(left)
-                self._consumer.skip_stale(row.rover_id, row.boot_id, left, min(count, row.steps))
+                steps = min(row.steps, count - (row.last_seq == left.last))  # the last record is the episode's end
+                self._consumer.skip_stale(row.rover_id, row.boot_id, left, steps)
                 self.stale += count
                 continue
             try:
@@ -140,7 +141,9 @@ class Found:
     @classmethod
     def of(cls, store: Store, run: Run) -> Found:
         """Look into a store that was just started, for the episodes of a run and its robot."""
-        store.flush(SETTLE_S)
+        if not store.flush(SETTLE_S):
+            hint = "what was stored and is not in the catalogue yet is not learned from until the next start"
+            log.warning("replay.unsettled", hint=hint)
         boots = [each for each in store.catalogue.boots() if (each.robot, each.task) == run.specs]
         received = {key: Ranges(store.received(*key)) for each in boots for key in [(each.rover_id, each.boot_id)]}
         episodes = store.catalogue.episodes(run_id=run.run_id)
