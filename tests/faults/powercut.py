@@ -28,6 +28,7 @@ class Disk:
         self.root = folder / "disk"
         """Where it is mounted."""
         self.cuts = 0
+        self._copies = 0
         self._image = folder / "disk.img"
         self._size_mb = size_mb
 
@@ -53,8 +54,16 @@ class Disk:
             os.close(place)
 
     def restore(self) -> None:
-        """Switch on again: what the journal holds is replayed."""
+        """Switch on again: what the journal holds is replayed.
+
+        It is a copy that is mounted: another process's mount namespace may keep the dead file system alive for a while,
+        and the kernel would give that one back for the same file.
+        """
         unmount(self.root)
+        self._copies += 1
+        dead, self._image = self._image, self._image.with_name(f"disk-{self._copies}.img")
+        run("cp", "--sparse=always", str(dead), str(self._image))
+        dead.unlink()
         self._mount()
 
     def fill(self, *, leave_bytes: int = 0) -> None:
