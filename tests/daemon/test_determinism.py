@@ -10,6 +10,9 @@ import pytest
 
 from tests.daemon.daemons import wait_until
 
+pytestmark = pytest.mark.slow
+
+
 TICKS = 1500
 
 
@@ -29,7 +32,6 @@ def digest(site, folder, seed):
     return found, policies
 
 
-@pytest.mark.slow
 def test_equal_seeds_give_equal_digests_idle_and_under_load_and_another_seed_another(frozen, shared_site):
     idle, policies = digest(shared_site, "idle", 7)
     with ExitStack() as stack:
