@@ -192,6 +192,12 @@ def _batch_arguments(parser: argparse.ArgumentParser, *, episodes: int, seed: in
     parser.add_argument("--rover", default="", metavar="NAME", help="the rover (default: the one with least to do)")
 
 
+def _store_line(store: dict[str, Any]) -> str:
+    state = store["state"] if store["state"] == "ok" else f"{store['state']}: {store['reason']}"
+    written = f"{store['records']} records, {store['bytes'] / 1e6:.1f} MB since the start"
+    return f"{state}, {written}, {store['open_episodes']} episodes open, sync {store['sync_ms_last']:.1f} ms"
+
+
 def _render_status(payload: dict[str, Any]) -> str:
     steps, policy, health = payload["steps"], payload["policy"], payload["health"]
     budget = f" of {payload['decision_budget']}" if payload["decision_budget"] else ""
@@ -205,6 +211,7 @@ def _render_status(payload: dict[str, Any]) -> str:
         "updates": payload["updates"],
         "decisions": f"{payload['decisions']}{budget}, {payload['decisions_per_second']:.1f} a second",
         "steps": ", ".join(f"{name} {count}" for name, count in steps.items() if count or name in ALWAYS_SHOWN),
+        "store": _store_line(payload["store"]),
         "success": "-" if rate is None else f"{100 * rate:.1f} % of {payload['success']['n']} episodes",
         "policy": f"{(policy['wanted'] or '-')[:SHORT]}, counter {policy['wanted_counter']}",
         "exports": f"{policy['exports']}, {policy['export_failed']} failed",
