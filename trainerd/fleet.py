@@ -438,9 +438,12 @@ class Fleet:
         run_id = self._run_file.run.run_id
         self._shelf.begin_boot(rover_id, boot_id, run_id=run_id, robot=robot, task=task, epoch_ns=epoch_ns)
 
-    def forget(self, boot: Boot[Waiting]) -> None:
-        """Close a boot of which nothing waits and nothing more comes."""
+    def shut(self, boot: Boot[Waiting]) -> None:
+        """Let the store finish the episodes of a boot that is all here."""
         self._shelf.close_boot(*boot.key)
+
+    def forget(self, boot: Boot[Waiting]) -> None:
+        """Forget a boot of which nothing waits and nothing more comes."""
         self.boots.pop(boot.key, None)
 
     def _has_nothing_below(self, rover: Rover, oldest: int) -> None:

@@ -379,21 +379,24 @@ class Link:
                 for lane in boot.lanes:
                     self._pump_lane(boot, lane, now_s)
             rover = self._fleet.rovers[boot.rover_id]
-            if boot.is_over and boot.boot_id != rover.boot_id:
-                self._end_boot(boot)
+            if boot.boot_id != rover.boot_id:
+                self._tidy(boot)
             if rover.connected:
                 self._mend_gaps(rover, boot, now_s)
                 self._acknowledge_if_due(rover, boot, now_s)
 
-    def _end_boot(self, boot: Boot[Waiting]) -> None:
-        """Give up what a rover does not hold any more of an earlier boot, and close it once nothing of it waits."""
-        if boot.waiting:
+    def _tidy(self, boot: Boot[Waiting]) -> None:
+        """Close an earlier boot that is all here; give up what a rover does not hold any more, and forget the boot."""
+        if boot.is_over and boot.waiting:
             self._fleet.give_up(boot, "the rover started anew and does not have them")
-            return
-        for lane in boot.lanes:
-            self._rings.pop((*boot.key, lane.name), None)
-        self._consumer.close(*boot.key)
-        self._fleet.forget(boot)
+        if not boot.is_shut and (boot.is_whole or (boot.is_over and not boot.waiting)):
+            boot.is_shut = True
+            for lane in boot.lanes:
+                self._rings.pop((*boot.key, lane.name), None)
+            self._consumer.close(*boot.key)
+            self._fleet.shut(boot)
+        if boot.is_over and boot.is_shut:
+            self._fleet.forget(boot)
 
     def _mend_gaps(self, rover: Rover, boot: Boot[Waiting], now_s: float) -> None:
         """Ask again for records that are missing before later ones."""

@@ -164,6 +164,8 @@ class Boot(Generic[T]):
         self._page = 0
         self.is_over = False
         """The rover said that it sends nothing more of it than it named."""
+        self.is_shut = False
+        """An earlier boot that is all here: its episodes are finished, and a record that comes nevertheless is late."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -174,6 +176,11 @@ class Boot(Generic[T]):
     def lanes(self) -> tuple[Lane[T], Lane[T]]:
         """Both lanes, the live one first."""
         return self.live, self.backfill
+
+    @property
+    def is_whole(self) -> bool:
+        """True when everything that was announced was taken or given up, and is safe."""
+        return not self.waiting and self.taken.next_missing(0) >= self.bound
 
     @property
     def waiting(self) -> int:

@@ -210,7 +210,7 @@ class Site:
     def __init__(self, folder: Path, *, curve: bool = True, **env: str) -> None:
         self.folder = folder
         self.curve = curve
-        self._trainer_dir = folder / "trainerd" / "state"
+        self.trainer_dir = folder / "trainerd" / "state"
         self._key_files: dict[str, Path] = {}
         self.mark = uuid.uuid4().hex
         self.sockets = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp" if Path("/tmp").is_dir() else None))
@@ -222,7 +222,7 @@ class Site:
     def trainer(self, settings: Mapping[str, Any] | None = None, *words: str, name: str = "trainerd") -> Daemon:
         """Start a trainerd with quick settings and these."""
         place = self.folder / name
-        self._trainer_dir = place / "state"
+        self.trainer_dir = place / "state"
         both = {
             **QUICK_TRAINER,
             "link.curve": self.curve,
@@ -258,13 +258,13 @@ class Site:
         public = load_or_make(known).public
         if not (state_dir / "keys" / "curve.json").exists():  # another folder of the same rover
             shutil.copytree(known.parent, state_dir / "keys")
-        trainer = load_or_make(self._trainer_dir / "keys" / "curve.json").public
+        trainer = load_or_make(self.trainer_dir / "keys" / "curve.json").public
         running = [each for each in self.daemons if each.name == "trainerd" and each.is_running]
         if running:
             body = {"public": public}
             wait_until(lambda: running[-1].post(f"/rovers/{rover_id}/keys", body), what="trainerd lets a rover in")
         else:
-            Access(self._trainer_dir / "rovers.json").add(rover_id, public)
+            Access(self.trainer_dir / "rovers.json").add(rover_id, public)
         return trainer
 
     def _add(self, daemon: str, name: str, state_dir: Path, words: Sequence[str]) -> Daemon:

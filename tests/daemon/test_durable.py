@@ -53,11 +53,12 @@ def test_a_checkpoint_is_behind_what_it_learned_from(world):
     trainer.start()
     wait_until(lambda: trainer.get()["is_ready"], what="ready again")
     resumed = trainer.events("checkpoint.resumed")[-1]
-    assert resumed["update"] >= 2, "each update is followed by a checkpoint"
+    assert resumed["update"] >= 1, "a kill costs at most the update whose checkpoint was not written yet"
     driving(rover)
     wait_until(lambda: len(trainer.events("replay.finished")) > before, what="the replay")
     replayed = trainer.events("replay.finished")[-1]
-    assert replayed["records"] < sum(stored(trainer).values()) - 2 * 2048, "what was learned from is not fed again"
+    learned = sum(stored(trainer).values()) - resumed["decisions"]
+    assert 0 < replayed["records"] <= learned, "what was learned from is not fed again"
     status = trainer.get()
     assert unbalanced(status["steps"]) == 0
 

@@ -33,6 +33,7 @@ def test_a6_the_documented_options_give_checkpoints_and_the_documented_curves(si
     words = [str(word) for pair in options.items() for word in pair]
     socket = site.folder / "state" / "trainerd" / "control.sock"
     trainer = Daemon("trainerd", socket, site.folder / "trainerd.log", words, site.env, site.folder)
+    site.trainer_dir = site.folder / "state" / "trainerd"
     site.daemons.append(trainer.start())
     driving(site.rover({"plugins.goal.time_limit_s": 4}))
     wait_until(lambda: trainer.get()["updates"] >= 2, 120, what="two updates")
