@@ -30,7 +30,6 @@ class Discard:
 
     def __init__(self, counter):
         self._counter = counter
-        self.on_record = lambda record: None
         self.records = 0
         self.steps = 0
 
@@ -38,7 +37,6 @@ class Discard:
         self.records += 1
         self.steps += isinstance(record, Step)
         self._counter.set(self.records)
-        self.on_record(record)
         return True
 
     pass_over = consume
@@ -48,12 +46,22 @@ class Discard:
 
 
 class NoStore:
-    """Stands for the episode store where nothing is to be durable: what was consumed counts as safe."""
+    """Stands for the episode store where nothing is to be durable: what came counts as safe at once."""
 
     is_open = True
 
+    def __init__(self, post, on_safe):
+        self._post, self._on_safe, self._came = post, on_safe, []
+
     def append(self, record):
+        self._came.append((record.rover_id, record.boot_id, record.seq))
+        if len(self._came) == 1:
+            self._post(self._flush)
         return True
+
+    def _flush(self):
+        came, self._came = self._came, []
+        self._on_safe(came)
 
     def received(self, rover_id, boot_id):
         return []
@@ -77,7 +85,7 @@ def make(told, consumer):
     settings = replace(settings, link=replace(settings.link, rover_mbytes_per_s=ONE_FOR_ALL_MBYTES_PER_S))
     mailbox, run_file = Mailbox(), RunFile(folder / "run.json")
     links = []
-    store, stop = NoStore(), lambda: None
+    store, stop = NoStore(mailbox.post, lambda ids: links[0].safe(ids)), lambda: None  # noqa: PLW0108 - it comes later
     if told["durable"]:
         store, stop = open_store(folder, lambda ids: mailbox.post(partial(links[0].safe, ids)))
     fleet = Fleet(run_file, settings.link, store, check_specs=lambda robot, task: None, on_specs=lambda run: None)
@@ -90,8 +98,6 @@ def make(told, consumer):
         facts = {"server_key": keys.public, "keys": [rover.public, rover.secret]}
     link = Link(settings, mailbox, fleet, consumer, Registry(folder / "policies"), store, **secrets)
     links.append(link)
-    if not told["durable"]:
-        consumer.on_record = lambda record: link.safe([(record.rover_id, record.boot_id, record.seq)])
     return link, fleet, stop, facts
 
 
