@@ -45,6 +45,7 @@ def test_an_unfinished_rollout_is_rebuilt_after_a_kill(world):
     assert status["steps"]["received"] > 2048, "what was replayed counts as received by this process"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_behind_what_it_learned_from(world):
     trainer, rover = world
     wait_until(lambda: trainer.get()["updates"] >= 2, 90, what="two updates")
@@ -63,6 +64,7 @@ def test_a_checkpoint_is_behind_what_it_learned_from(world):
     assert unbalanced(status["steps"]) == 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_rover_held_comes_after_its_restart(world):
     trainer, rover = world
     trainer.kill()

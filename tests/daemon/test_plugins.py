@@ -111,6 +111,7 @@ def test_the_examples_reward_is_at_most_twelve_lines_of_its_own():
     assert len(lines) <= 12
 
 
+@pytest.mark.slow
 def test_a_strangers_reward_is_installed_with_pip_and_used_by_name(trainer, shared_site):
     made = rover(trainer, shared_site, "smooth", {"smooth": 1.0})
     status = made.get()
