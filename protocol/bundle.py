@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import RoverError
+from protocol.files import sync_folder
 from protocol.framing import MAX_DEPTH, is_deeper
 from protocol.spec import RobotSpec, SpecError, TaskSpec, canonical_hash
 from protocol.transform import InputTransform
@@ -209,11 +210,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _read_stored(where: str, content: bytes, names: Sequence[str]) -> dict[str, bytes]:

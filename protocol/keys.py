@@ -21,6 +21,7 @@ import zmq
 from zmq.utils import z85
 
 from protocol.errors import RoverError
+from protocol.files import sync_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,7 +173,7 @@ def write_private(path: Path, content: bytes, *, replace: bool = True) -> bool:
                     return False
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         text = f"cannot be written: {error.strerror or error}; mend the disk or the folder"
         raise KeyFileError(f"{path}: {text}") from error
@@ -191,20 +192,12 @@ def _make_folder(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         mode = folder.stat().st_mode
     except OSError as error:
         raise KeyFileError(f"{folder}: {error.strerror or error}; the folder of the keys must be writable") from error
     if mode & 0o077:
         raise KeyFileError(f"{folder}: others may look into it (mode {mode & 0o777:o}); chmod 700 {folder}")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(purpose: bytes, *parts: bytes) -> bytes:

@@ -104,7 +104,6 @@ class Disk:
         self._durable = 0
         self._handed = 0
         self._fd = -1
-        self._synced_size = 0
         self._reusable = 0
         self._retry_at = self._full_until = 0.0
         self._lock_fd = -1
@@ -378,7 +377,7 @@ class Disk:
         if self._own.segments:
             self._own.segments[-1].limit = first
         self._own.segments.append(Segment(path, first, LAST, DATA_AT, is_indexed=True))
-        self._fd, self._synced_size = fd, 0
+        self._fd = fd
         self.figures.bytes += DATA_AT
         self.figures.segments += 1
         return self._own.segments[-1]
@@ -426,7 +425,6 @@ class Disk:
         figures.sync_ms = (ended - began) * 1e3
         figures.sync_ms_max = max(figures.sync_ms_max, figures.sync_ms)
         figures.exposed_ms_max = max(figures.exposed_ms_max, (ended - self._unsynced_since) * 1e3)
-        self._synced_size = self._own.segments[-1].size
         self._unsynced = []
         self._tell_durable()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.errors import RoverError
+from protocol.files import sync_folder
 from protocol.framing import ProtocolError, pack, unpack
 
 if TYPE_CHECKING:
@@ -79,11 +80,7 @@ class Files:
 
     def sync_folder(self, path: Path) -> None:
         """Make the names in a folder durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_folder(path)
 
     def free_bytes(self, path: Path) -> int:
         """Return what an ordinary user may still write."""

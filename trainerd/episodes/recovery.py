@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protocol.files import sync_folder
 from protocol.ranges import Ranges
 from trainerd.episodes import mcap
 from trainerd.episodes.catalogue import COMPLETE, DAMAGED, INCOMPLETE, OPEN, BootRow, EpisodeRow
 from trainerd.episodes.reader import EpisodeError, EpisodeFile, episode_file, opened
 from trainerd.episodes.records import FORMAT, Facts, Format, StoredRecord
-from trainerd.episodes.writer import EpisodeWriter, sync_folder
+from trainerd.episodes.writer import EpisodeWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import RoverError
+from protocol.files import sync_folder
 from protocol.messages import NAME
 from protocol.node.log import RepeatLimiter, get_logger
 from protocol.ranges import Ranges
@@ -31,7 +32,7 @@ from trainerd.episodes.catalogue import (
 )
 from trainerd.episodes.disk import OK, RETRY_S, Disk
 from trainerd.episodes.records import Facts, Format, StoredRecord
-from trainerd.episodes.writer import EpisodeWriter, sync_folder
+from trainerd.episodes.writer import EpisodeWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

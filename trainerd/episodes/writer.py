@@ -124,12 +124,3 @@ class EpisodeWriter:
         if self._fd is None:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         return self._fd
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until a folder's entries are on the disk; raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from protocol.errors import RoverError
+from protocol.files import sync_folder
 from protocol.spec import RobotSpec, TaskSpec, canonical_hash
 from trainerd.learning.learner import LearnerError, LearnerState
 
@@ -164,8 +165,8 @@ def set_aside(folder: Path, *, above: int = -1) -> Path | None:
         aside = _new_folder(folder / f"before-{time.strftime('%Y%m%dT%H%M%S')}")
         for path in left:
             path.rename(aside / path.name)
-        _sync_folder(aside)
-        _sync_folder(folder)
+        sync_folder(aside)
+        sync_folder(folder)
     except OSError as error:
         raise CheckpointError(f"checkpoints in {folder}: {error.strerror or error}") from error
     return aside
@@ -201,12 +202,12 @@ def _write_whole(folder: Path, path: Path, contents: dict[str, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        _sync_folder(temporary)
+        sync_folder(temporary)
         _mend(folder)
         if path.exists():  # no rename replaces a folder that has something in it: _mend takes back a half of the two
             path.rename(folder / f".{path.name}.replaced")
         temporary.rename(path)
-        _sync_folder(folder)
+        sync_folder(folder)
         _mend(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -229,14 +230,6 @@ def _new_folder(wanted: Path) -> Path:
         path = wanted.with_name(f"{wanted.name}-{count}")
     path.mkdir()
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _prune(folder: Path, keep: int) -> None:
