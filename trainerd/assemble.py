@@ -6,10 +6,11 @@ import os
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from plugins.manager import PluginManager
 from protocol.keys import KeyPair, load_or_make
+from protocol.legacy import ROBOT
 from protocol.node.config import check_plugin_tables
 from protocol.pairing import PORT_ABOVE_LINK
 from trainerd import depth, start
@@ -18,11 +19,10 @@ from trainerd.cockpit.metrics import Metrics
 from trainerd.collection import Collection
 from trainerd.design import Design
 from trainerd.episodes.catalogue import Catalogue
-from trainerd.episodes.records import StoredRecord
 from trainerd.episodes.store import Store
 from trainerd.fleet import Fleet
 from trainerd.ingest import Link
-from trainerd.legacy import LegacyInput
+from trainerd.legacy import TASK, LegacyInput
 from trainerd.mailbox import Mailbox
 from trainerd.pairing import PairingDesk
 from trainerd.release.publish import Publisher
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from protocol.messages import Offer
     from protocol.node.services import Service
-    from protocol.spec import RobotSpec, TaskSpec
     from trainerd.learning.learner import UpdateResult
     from trainerd.run import Run
 
@@ -85,6 +84,8 @@ class Daemon:
         if self.pairing is not None:
             self.pairing.start()
         if self.legacy is not None:
+            boot = (self.settings.legacy.rover_id, self.legacy.boot_id)
+            self.store.begin_boot(*boot, run_id=self.run_file.run.run_id, robot=ROBOT, task=TASK, epoch_ns=0)
             self.legacy.start()
 
     def stop(self) -> None:
@@ -176,23 +177,7 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
         keys,
         access,
         PairingDesk(settings.host, pairing_port, keys, access, link_port=lambda: link.port) if is_pairing else None,
-        LegacyInput(settings.legacy, partial(_keep_legacy, store, run_file)) if settings.legacy.enabled else None,
+        LegacyInput(settings.legacy, store.append) if settings.legacy.enabled else None,
         found,
         lock,
     )
-
-
-def _keep_legacy(  # noqa: PLR0913, PLR0917 - the interface of LegacyInput
-    store: Store,
-    run_file: RunFile,
-    rover_id: str,
-    boot_id: str,
-    seq: int,
-    header: dict[str, Any],
-    frames: list[bytes],
-    robot: RobotSpec,
-    task: TaskSpec,
-) -> bool:
-    """Store a record of version 0; on the thread of that input."""
-    store.begin_boot(rover_id, boot_id, run_id=run_file.run.run_id, robot=robot, task=task, epoch_ns=0)
-    return store.append(StoredRecord(rover_id, boot_id, seq, header["episode_id"], header, frames))

@@ -7,14 +7,11 @@ it functions to run (``post``, ``call``); an eventfd wakes it for them.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import zmq
 
@@ -28,6 +25,7 @@ from trainerd.episodes.records import RecordError, StoredRecord
 from trainerd.image_ring import ImageRing
 from trainerd.lane import Verdict
 from trainerd.release.registry import NoSuchPolicyError
+from trainerd.sockets import SocketThread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,8 +94,8 @@ class Safekeeper(Protocol):
         """Take a record, to say later that it is safe; False: not now."""
 
 
-class Link:
-    """Listen for rovers. ``start`` binds, ``run`` is the service."""
+class Link(SocketThread):
+    """Listen for rovers. ``start`` binds or raises LinkError, ``run`` is the service."""
 
     name = "link"
 
@@ -114,6 +112,7 @@ class Link:
         access: Access | None = None,
     ) -> None:
         """Listen at the settings' host and port (0: any free one) once started; plain without ``keys``."""
+        super().__init__()
         self.malformed: Counter[str] = Counter()
         """Malformed input by what was wrong."""
         self.port = settings.port
@@ -127,9 +126,6 @@ class Link:
         self._store = store
         self._keys, self._access = keys, access
         self._mailbox = mailbox
-        self._thread = threading.Thread(target=self._main, name="link", daemon=True)
-        self._bound: Future[int] = Future()
-        self._ended: Future[None] = Future()
         self._stop = False
         self._repeats = RepeatLimiter()
         self._strangers: dict[bytes, float] = {}
@@ -138,19 +134,6 @@ class Link:
         self._is_pressed = False
         self._pinged_s = 0.0
         self._ticked_s = 0.0
-
-    def start(self) -> None:
-        """Bind and begin; raises LinkError."""
-        self._thread.start()
-        self.port = self._bound.result()
-
-    async def run(self) -> None:
-        """Go on until cancelled; raises what ended the thread."""
-        try:
-            await asyncio.shield(asyncio.wrap_future(self._ended))
-        finally:
-            self.stop()
-            await asyncio.to_thread(self._thread.join, 4.0)
 
     def stop(self) -> None:
         """Let the thread say goodbye and end."""
@@ -175,26 +158,18 @@ class Link:
             self._fleet.part(rover, "its key was revoked")
             _shut(rover.fd, self.port)
 
-    def _main(self) -> None:
-        context = zmq.Context()
+    def _serve_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         router = context.socket(zmq.ROUTER)
         if self._keys is not None and self._access is not None:
             self.zap = ZapHandler(context, self._access)
-        zap = self.zap
         try:
             self._bind(router)
-            self._bound.set_result(_port_of(router))
-            self._loop(router, zap)
-            self._ended.set_result(None)
-        except LinkError as error:
-            self._bound.set_exception(error)
-        except Exception as error:  # noqa: BLE001 - the service, or start, raises it in the loop thread
-            (self._ended if self._bound.done() else self._bound).set_exception(error)
+            self._tell_bound(router)
+            self._loop(router, self.zap)
         finally:
             router.close(linger=200)
-            if zap is not None:
-                zap.close()
-            context.term()
+            if self.zap is not None:
+                self.zap.close()
 
     def _bind(self, router: zmq.Socket[bytes]) -> None:
         for name, value in (
@@ -509,8 +484,3 @@ def _shut(fd: int, port: int) -> None:
                 connection.shutdown(socket.SHUT_RDWR)
     except (OSError, IndexError):
         return
-
-
-def _port_of(router: zmq.Socket[bytes]) -> int:
-    endpoint = cast("bytes", router.getsockopt(zmq.LAST_ENDPOINT))
-    return int(endpoint.decode().rstrip("\0").rpartition(":")[2])

@@ -6,14 +6,12 @@ unless told otherwise. The socket and the episodes belong to one thread, which h
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
@@ -25,8 +23,10 @@ from protocol.legacy import DEPTH, DISTANCE, MAX_PACKET_BYTES, RGB, ROBOT, Legac
 from protocol.messages import NAME
 from protocol.node.config import option
 from protocol.node.log import RepeatLimiter, get_logger
-from protocol.spec import RobotSpec, TaskSpec
+from protocol.spec import TaskSpec
 from protocol.step import EpisodeEnd, Intervention, Observation, Record, Step
+from trainerd.episodes.records import StoredRecord
+from trainerd.sockets import SocketThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,22 +62,6 @@ class LegacySettings:
     idle_s: float = option(5.0, help="silence that ends an episode", low=0.1)
     max_packets_per_s: float = option(60.0, help="packets taken in a second; more wait at their sender", low=1.0)
     max_bytes_per_s: float = option(32e6, help="bytes taken in a second; more wait at their sender", low=1e6)
-
-
-class Deliver(Protocol):
-    """Who takes records, in order; called on the thread of this input."""
-
-    def __call__(
-        self,
-        rover_id: str,
-        boot_id: str,
-        seq: int,
-        header: dict[str, Any],
-        frames: list[bytes],
-        robot: RobotSpec,
-        task: TaskSpec,
-    ) -> bool:
-        """Take a record, whose ``frames`` begin with the packed header; False: busy, offer it again."""
 
 
 class LegacyEpisodes:
@@ -186,13 +170,17 @@ class Quota:
         self._tokens -= count
 
 
-class LegacyInput:
+class LegacyInput(SocketThread):
     """Service: listen for packets of version 0. ``start`` binds, ``run`` goes on until cancelled."""
 
     name = "legacy"
 
-    def __init__(self, settings: LegacySettings, deliver: Deliver, *, boot_id: str = "") -> None:
-        """Hand records to ``deliver``; the boot gets a new name unless one is given."""
+    def __init__(self, settings: LegacySettings, deliver: Callable[[StoredRecord], bool], *, boot_id: str = "") -> None:
+        """Hand records to ``deliver``, in order and on this input's thread; where it says False they are offered again.
+
+        The boot gets a new name unless one is given.
+        """
+        super().__init__()
         self.port = settings.port
         self.boot_id = boot_id or secrets.token_hex(8)
         self.counts: Counter[str] = Counter(packets=0, bytes=0, steps=0, episodes=0, malformed=0, waits=0, strangers=0)
@@ -207,23 +195,11 @@ class LegacyInput:
         self._repeats = RepeatLimiter()
         self._stop = threading.Event()
         self._patient_until_s = float("inf")
-        self._thread = threading.Thread(target=self._main, name="legacy", daemon=True)
-        self._bound: Future[int] = Future()
-        self._ended: Future[None] = Future()
 
     def start(self) -> None:
         """Bind and begin; raises LegacyError."""
-        self._thread.start()
-        self.port = self._bound.result()
+        super().start()
         log.info("legacy.listening", host=self._settings.host, port=self.port, boot_id=self.boot_id)
-
-    async def run(self) -> None:
-        """Go on until cancelled; raises what ended the thread."""
-        try:
-            await asyncio.shield(asyncio.wrap_future(self._ended))
-        finally:
-            self.stop()
-            await asyncio.to_thread(self._thread.join, 4.0)
 
     def stop(self) -> None:
         """Let the thread end its episode and itself."""
@@ -240,21 +216,14 @@ class LegacyInput:
             "malformed_by_field": dict(self.malformed),
         }
 
-    def _main(self) -> None:
-        context = zmq.Context()
+    def _serve_socket(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         pull = context.socket(zmq.PULL)
         try:
             self._bind(pull)
-            self._bound.set_result(_port_of(pull))
+            self._tell_bound(pull)
             self._loop(pull)
-            self._ended.set_result(None)
-        except LegacyError as error:
-            self._bound.set_exception(error)
-        except Exception as error:  # noqa: BLE001 - the service, or start, raises it in the loop thread
-            (self._ended if self._bound.done() else self._bound).set_exception(error)
         finally:
             pull.close(linger=0)
-            context.term()
 
     def _bind(self, pull: zmq.Socket[bytes]) -> None:
         pull.setsockopt(zmq.RCVHWM, HIGH_WATER)
@@ -313,9 +282,9 @@ class LegacyInput:
         """Deliver records in order; while the consumer is busy nothing more is read, so that senders wait."""
         for record, encoded in records():
             frames = encode_record(record, encoded)
-            header = unpack(frames[0])
-            name, boot = record.rover_id, record.boot_id
-            while not self._deliver(name, boot, record.seq, header, frames, ROBOT, TASK):
+            place = (record.rover_id, record.boot_id, record.seq, record.episode_id)
+            stored = StoredRecord(*place, unpack(frames[0]), frames)
+            while not self._deliver(stored):
                 self.counts["waits"] += 1
                 if time.monotonic() > self._patient_until_s:
                     return
@@ -342,11 +311,6 @@ class LegacyInput:
 
 def _jpeg(packet: LegacyPacket) -> bytes:
     return packet.rgb if isinstance(packet.rgb, bytes) else encode_rgb(packet.rgb)
-
-
-def _port_of(pull: zmq.Socket[bytes]) -> int:
-    endpoint = cast("bytes", pull.getsockopt(zmq.LAST_ENDPOINT))
-    return int(endpoint.decode().rstrip("\0").rpartition(":")[2])
 
 
 def _decode(frames: list[zmq.Frame]) -> LegacyPacket:

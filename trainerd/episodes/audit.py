@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import random
 import secrets
-import sqlite3
 import time
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
 
 from protocol.errors import RoverError
 from protocol.framing import ProtocolError, allocate, decode_record
 from protocol.step import EpisodeEnd, Step
+from trainerd.episodes.catalogue import CatalogueError, EpisodeRow, read_episodes
 from trainerd.episodes.checks.entry import Entry, read_entry
 from trainerd.episodes.checks.findings import CHECKS, Findings, Offence
 from trainerd.episodes.checks.frames import Frames
@@ -44,7 +42,6 @@ FRAMES = 64
 """Decisions of an episode whose images are decoded, evenly spread; a whole audit decodes all."""
 SHOWN = 20
 """Offences in the answer."""
-BUSY_MS = 5000
 FINISHED = ("complete", "incomplete")
 SPEED_CHECKS = ("applied.gain", "applied.follow", "applied.cause")
 
@@ -61,22 +58,6 @@ class StoredEpisode(Protocol):
 
     def records(self, *, verify: bool = True) -> Iterable[StoredRecord]:
         """Yield each record once, in rising seq; raises EpisodeError where one is damaged."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """An episode as the catalogue lists it; ``path`` is relative to the folder of the episodes."""
-
-    id: int
-    rover_id: str
-    boot_id: str
-    episode_id: int
-    path: str
-    state: str
-    first_seq: int | None
-    last_seq: int | None
-    records: int
-    steps: int
 
 
 @dataclass
@@ -165,7 +146,7 @@ def audit(
     folder = state_dir / EPISODES
     listed = [
         row
-        for row in read_catalogue(state_dir / CATALOGUE)
+        for row in list_episodes(state_dir)
         if rover_id in {None, row.rover_id} and episode_id in {None, row.episode_id}
     ]
     seed = secrets.randbelow(1 << 31) if seed is None else seed
@@ -198,13 +179,13 @@ def audit(
     return report
 
 
-def _draw(rows: Sequence[Listed], sample: int, seed: int) -> list[Listed]:
+def _draw(rows: Sequence[EpisodeRow], sample: int, seed: int) -> list[EpisodeRow]:
     if sample == 0 or sample >= len(rows):
         return list(rows)
     return sorted(random.Random(seed).sample(list(rows), sample), key=lambda row: row.id)
 
 
-def _place(folder: Path, row: Listed) -> dict[str, Any]:
+def _place(folder: Path, row: EpisodeRow) -> dict[str, Any]:
     path = str(folder / row.path)
     return {"path": path, "rover_id": row.rover_id, "boot_id": row.boot_id, "episode_id": row.episode_id}
 
@@ -220,13 +201,13 @@ def _judge_together(motion: Motion, limits: Thresholds) -> Findings:
     return findings
 
 
-def _audit_row(folder: Path, row: Listed, shelf: Shelf, limits: Thresholds, *, every_frame: bool) -> Audited | None:
+def _audit_row(folder: Path, row: EpisodeRow, shelf: Shelf, limits: Thresholds, *, every_frame: bool) -> Audited | None:
     """Audit one listed episode; None where it was deleted since the catalogue was read."""
     path = folder / row.path
     try:
         episode = open_episode(path)
     except EpisodeError as error:
-        if not path.exists() and not _is_listed(folder.parent / CATALOGUE, row):
+        if not path.exists() and not list_episodes(folder.parent, row.id):
             return None
         findings = Findings()
         findings.hold("order.crc", row.first_seq or 0, str(error), holds=False)
@@ -246,7 +227,7 @@ def _audit_row(folder: Path, row: Listed, shelf: Shelf, limits: Thresholds, *, e
     return audited
 
 
-def _check_listed(row: Listed, audited: Audited) -> None:
+def _check_listed(row: EpisodeRow, audited: Audited) -> None:
     for name in ("records", "steps", "first_seq", "last_seq"):
         stated, found = getattr(row, name), getattr(audited, name)
         what = f"the catalogue says {name} {stated}, the file has {found}"
@@ -373,27 +354,15 @@ def _begins(entry: Entry) -> bool:
     return (record.episode_steps if isinstance(record, EpisodeEnd) else record.episode_step) == 0
 
 
-def read_catalogue(path: Path) -> list[Listed]:
-    """List the stored episodes without ever writing, whether a daemon runs or not; raises AuditError."""
-    columns = "id, rover_id, boot_id, episode_id, path, state, first_seq, last_seq, records, steps"
-    query = f"SELECT {columns} FROM episodes WHERE state != 'deleting' ORDER BY id"  # noqa: S608 - columns are ours
-    return [Listed(*row) for row in _select(path, query)]
-
-
-def _is_listed(path: Path, row: Listed) -> bool:
-    query = "SELECT id FROM episodes WHERE id = ? AND state != 'deleting'"
-    return bool(_select(path, query, (row.id,)))
-
-
-def _select(path: Path, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def list_episodes(state_dir: Path, row_id: int | None = None) -> list[EpisodeRow]:
+    """List the stored episodes, or the one of a row, whether a daemon runs or not; raises AuditError."""
+    path = state_dir / CATALOGUE
     if not path.is_file():
         raise AuditError(f"audit: {path}: there is no catalogue; name the trainer's folder with --state-dir")
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as database:
-            database.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-            return list(database.execute(query, values))
-    except sqlite3.Error as error:
-        raise AuditError(f"audit: {path}: {error}; trainerd repairs its catalogue when it starts") from error
+        return read_episodes(path, row_id)
+    except CatalogueError as error:
+        raise AuditError(f"audit: {error}; trainerd repairs its catalogue when it starts") from error
 
 
-__all__ = ["AuditError", "Audited", "Offence", "Report", "audit", "audit_episode", "read_catalogue"]
+__all__ = ["AuditError", "Audited", "Offence", "Report", "audit", "audit_episode", "list_episodes"]

@@ -13,6 +13,7 @@ import time
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from protocol.errors import RoverError
 from protocol.spec import RobotSpec, SpecError, TaskSpec
@@ -25,6 +26,8 @@ OPEN, COMPLETE, INCOMPLETE, DAMAGED, DELETING = "open", "complete", "incomplete"
 STATES = (OPEN, COMPLETE, INCOMPLETE, DAMAGED)
 BUSY_MS = 50
 """How long a statement waits for another writer, before the store goes on with what matters more."""
+READ_BUSY_MS = 5000
+"""How long another process waits that only reads: nothing hangs on it."""
 OPEN_DEADLINE_S = 5.0
 _RETRY_S = 0.05
 
@@ -318,6 +321,19 @@ class Catalogue:
         for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         return aside
+
+
+def read_episodes(path: Path, row_id: int | None = None) -> list[EpisodeRow]:
+    """List the episodes of a catalogue, or the one of a row, without ever writing to it; raises CatalogueError."""
+    one = "" if row_id is None else " AND id = ?"
+    query = f"SELECT {', '.join(['id', *_COLUMNS])} FROM episodes WHERE state != ?{one} ORDER BY id"  # noqa: S608
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as database:
+            database.execute(f"PRAGMA busy_timeout = {READ_BUSY_MS}")
+            database.row_factory = _as_dict
+            return [_episode(row) for row in database.execute(query, [DELETING, *([] if row_id is None else [row_id])])]
+    except sqlite3.Error as error:
+        raise CatalogueError(f"{path}: {error}") from error
 
 
 def _write_boot(database: sqlite3.Connection, boot: BootRow) -> None:

@@ -153,11 +153,11 @@ class Kept:
         self.arrived = threading.Condition()
         self.is_busy = False
 
-    def __call__(self, rover_id, boot_id, seq, header, frames, robot, task) -> bool:
+    def __call__(self, stored) -> bool:
         if self.is_busy:
             return False
-        record = decode_record(header, frames[1:], robot, task)
-        assert (record.rover_id, record.boot_id, record.seq) == (rover_id, boot_id, seq)
+        record = decode_record(stored.header, stored.frames[1:], ROBOT, TASK)
+        assert (record.rover_id, record.boot_id, record.seq) == (stored.rover_id, stored.boot_id, stored.seq)
         with self.arrived:
             self.records.append(record)
             self.arrived.notify_all()
