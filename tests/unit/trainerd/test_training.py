@@ -137,10 +137,9 @@ async def test_a_restart_goes_on_from_the_checkpoint_that_was_restored(begin):
     counter = bench.training.parts.learner.policy_counter
     weights = bench.training.parts.learner.snapshot()
     await bench.until(lambda: bench.training.latest_checkpoint == "ppo_update_2")
-    assert sorted(path.name for path in folder.iterdir() if path.name.startswith("ppo")) == [
-        "ppo_update_1",
-        "ppo_update_2",
-    ]
+    kept = {path.name for path in folder.iterdir() if path.name.startswith("ppo")}
+    assert "ppo_update_2" in kept
+    assert kept <= {"ppo_update_1", "ppo_update_2"}, "none that is newer; the older one may be gone by its age"
     assert {path.name for path in folder.glob("before-*/*")} >= {"ppo_update_3", "ppo_update_4"}
     bench.task.cancel()  # as a crash would: nothing is saved any more
     bench.training.parts.learner.decisions = 0
