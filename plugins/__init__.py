@@ -3,6 +3,8 @@
 import pluggy
 
 from plugins.contracts import (
+    Actuator,
+    ActuatorPlugin,
     Controller,
     ControllerPlugin,
     EncoderPlugin,
@@ -17,6 +19,8 @@ hookimpl = pluggy.HookimplMarker("roverloop")
 """Marks a function of a plugin as the implementation of a hook of ``plugins.hookspecs``."""
 
 __all__ = [
+    "Actuator",
+    "ActuatorPlugin",
     "Controller",
     "ControllerPlugin",
     "EncoderPlugin",

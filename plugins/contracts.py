@@ -33,8 +33,8 @@ class Robot(Protocol):
         """True for a robot whose clock is simulated: its readings are then stamped when they are taken."""
 
     @property
-    def safe_action(self) -> tuple[float, ...]:
-        """The action that is commanded where nothing fresh is there: zero velocity for a base, hold for an arm."""
+    def safe_action(self) -> tuple[float | None, ...]:
+        """What is commanded where nothing fresh is there: 0.0 for a velocity, None to hold what was applied last."""
 
     def reset(self, arena_seed: int) -> None:
         """Begin an episode; a simulator builds the world of ``arena_seed``, equal whatever happened before."""
@@ -77,6 +77,29 @@ class Controller(Protocol):
 
     def act(self, images: Images, state: FloatArray, task: FloatArray) -> FloatArray:
         """Return float32[a] in SI action units from blob images, float32[n] state and float32[m] task features."""
+
+
+class Actuator(Protocol):
+    """A device that control commands on every tick; it lives in the control process, which does nothing else.
+
+    Called by one thread. A ``write`` that does not return within 80 ms makes the spare control process take over,
+    which makes an actuator of its own; the device must stop by itself when nothing is written (its dead-man timer).
+    """
+
+    def write(self, action: Sequence[float]) -> None:
+        """Command the device, in the units of RobotSpec.action; raise OSError where it does not take the command."""
+
+    def close(self) -> None:
+        """Release the device; calling it twice is harmless."""
+
+
+@dataclass(frozen=True)
+class ActuatorPlugin:
+    """Name an actuator; ``create`` gets an instance of ``settings`` and the robot's spec, and returns within 100 ms."""
+
+    name: str
+    settings: type[Any]
+    create: Callable[[Any, RobotSpec], Actuator]
 
 
 @dataclass(frozen=True)
@@ -128,4 +151,4 @@ class ControllerPlugin:
     create: Callable[[RobotSpec, TaskSpec, int], Controller]
 
 
-Descriptor = RobotPlugin | TaskPlugin | RewardTerm | EncoderPlugin | ControllerPlugin
+Descriptor = RobotPlugin | ActuatorPlugin | TaskPlugin | RewardTerm | EncoderPlugin | ControllerPlugin

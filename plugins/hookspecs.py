@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from plugins.contracts import ControllerPlugin, EncoderPlugin, RewardTerm, RobotPlugin, TaskPlugin
+    from plugins.contracts import (
+        ActuatorPlugin,
+        ControllerPlugin,
+        EncoderPlugin,
+        RewardTerm,
+        RobotPlugin,
+        TaskPlugin,
+    )
 
 hookspec = pluggy.HookspecMarker("roverloop")
 
@@ -23,6 +30,15 @@ def provide_robots() -> list[RobotPlugin]:  # type: ignore[empty-body]
 
     ``create`` runs in roverd's main thread and may take seconds and fail: roverd then exits with the error.
     ``advance`` and ``read`` run once per control period, in the thread that made the robot, and must fit into it.
+    """
+
+
+@hookspec
+def provide_actuators() -> list[ActuatorPlugin]:  # type: ignore[empty-body]
+    """Return actuators (entry-point group ``roverloop.actuators``; example: ``plugins.actuators.board``).
+
+    Loaded by the control process and its spare, where a slow import makes a late start and nothing else. ``write`` runs
+    on every tick, budget 1 ms; one that raises is counted, shown as a flag of the step, and tried again.
     """
 
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 
 from plugins import hookspecs
-from plugins.contracts import ControllerPlugin, Descriptor, EncoderPlugin, RewardTerm, RobotPlugin, TaskPlugin
+from plugins.contracts import (
+    ActuatorPlugin,
+    ControllerPlugin,
+    Descriptor,
+    EncoderPlugin,
+    RewardTerm,
+    RobotPlugin,
+    TaskPlugin,
+)
 from plugins.guard import Guard
 from protocol.errors import RoverError
 
@@ -22,6 +30,7 @@ T = TypeVar("T")
 
 KINDS: dict[str, type[Any]] = {
     "robots": RobotPlugin,
+    "actuators": ActuatorPlugin,
     "tasks": TaskPlugin,
     "rewards": RewardTerm,
     "encoders": EncoderPlugin,
@@ -91,6 +100,10 @@ class PluginManager:
     def robot(self, name: str) -> RobotPlugin:
         """Return a robot by name, or raise PluginError naming the nearest and all there are."""
         return self._find("robots", name, RobotPlugin)
+
+    def actuator(self, name: str) -> ActuatorPlugin:
+        """Return an actuator by name, or raise PluginError."""
+        return self._find("actuators", name, ActuatorPlugin)
 
     def task(self, name: str) -> TaskPlugin:
         """Return a task by name, or raise PluginError."""

@@ -93,6 +93,11 @@ def check_robot(robot: Robot, *, ticks: int = 20) -> None:
     assert first == _robot_run(robot, 1, ticks), "two runs of arena 1 differ: reset must restore everything"
 
 
+def _still(robot: Robot) -> tuple[float, ...]:
+    """Return a robot's safe action; an element that holds was never anywhere but at 0."""
+    return tuple(0.0 if value is None else value for value in robot.safe_action)
+
+
 def _task_run(task: Task, robot: Robot, seed: int, budget_ms: float) -> list[Any]:
     robot.reset(seed)
     reading = robot.read(images=False)
@@ -102,7 +107,7 @@ def _task_run(task: Task, robot: Robot, seed: int, budget_ms: float) -> list[Any
     assert not is_over, f"task {task.spec.name}: over before it began: {outcome}"
     seen: list[Any] = []
     for _ in range(100_000):
-        robot.advance(robot.safe_action, robot.safe_action)
+        robot.advance(_still(robot), _still(robot))
         reading = robot.read(images=False)
         features = _timed(task.features, (reading,), budget_ms)
         measures = _timed(task.measure, (reading,), budget_ms)
@@ -122,7 +127,7 @@ def _robot_run(robot: Robot, seed: int, ticks: int) -> list[Any]:
     robot.reset(seed)
     rng = np.random.Generator(np.random.PCG64(seed))
     low, high = ([getattr(element, end) for element in robot.spec.action] for end in ("low", "high"))
-    action: Sequence[float] = robot.safe_action
+    action: Sequence[float] = _still(robot)
     assert len(action) == len(low), f"safe action has {len(action)} elements, expected {len(low)}"
     stamp_ns, seen = -1, []
     for _ in range(ticks):

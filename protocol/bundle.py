@@ -3,6 +3,10 @@
 A bundle is an uncompressed zip of ``manifest.json``, ``policy.onnx`` and ``golden.npz``, with fixed time stamps, so
 that equal content gives equal bytes. ``policy_id`` is the sha256 of the manifest without itself; the manifest holds the
 sha256 of every file.
+
+A signature may stand in the manifest, beside ``policy_id`` and outside of what that is the hash of: signed or not, a
+policy is the same one. ``{"algorithm": "ed25519", "key_id": 16 hex digits, "counter": whole number, "value": 128 hex
+digits}``; the counter of a key never goes down.
 """
 
 from __future__ import annotations
@@ -54,6 +58,10 @@ NPY_HEAD = re.compile(
 NPY_PREFIX_BYTES = 10
 MAX_WHOLE = 1 << 53
 """Beyond it a float does not hold every whole number, and some JSON readers change them."""
+ALGORITHM = "ed25519"
+KEY_ID = re.compile(r"[0-9a-f]{16}")
+SIGNATURE_VALUE = re.compile(r"[0-9a-f]{128}")
+"""64 bytes (RFC 8032, 5.1.6)."""
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -102,9 +110,47 @@ class Manifest:
         """Content hash of the policy (sha256, hex)."""
         return canonical_hash(asdict(self))
 
-    def to_json(self) -> bytes:
-        """Return the manifest file, with ``policy_id`` in it."""
-        return json.dumps({"policy_id": self.policy_id, **asdict(self)}, sort_keys=True, indent=1).encode()
+    def to_json(self, signature: Signature | None = None) -> bytes:
+        """Return the manifest file, with ``policy_id`` and the signature in it."""
+        beside: dict[str, Any] = {"policy_id": self.policy_id}
+        if signature is not None:
+            beside["signature"] = signature.to_map()
+        return json.dumps({**beside, **asdict(self)}, sort_keys=True, indent=1).encode()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Who vouches for a policy: well-formed, but not yet checked against any key."""
+
+    key_id: str
+    """The first 8 bytes of the sha256 of the public key, in hex."""
+    counter: int
+    """Grows with each policy that the key signs, so that an older one can be told from a newer one."""
+    value: str
+    """64 bytes in hex."""
+
+    def to_map(self) -> dict[str, Any]:
+        """Return what stands in the manifest."""
+        return {"algorithm": ALGORITHM, **asdict(self)}
+
+    @classmethod
+    def from_map(cls, values: Any) -> Signature:
+        """Read what stands in the manifest; raises BundleError that names each mistake."""
+        if not isinstance(values, dict):
+            raise BundleError(f"manifest: signature is {type(values).__name__}, expected a map")
+        key_id, counter, value = (values.get(name) for name in ("key_id", "counter", "value"))
+        mistakes = []
+        if values.get("algorithm") != ALGORITHM:
+            mistakes.append(f"algorithm {str(values.get('algorithm'))[:20]!r}, expected {ALGORITHM}")
+        if not isinstance(key_id, str) or not KEY_ID.fullmatch(key_id):
+            mistakes.append(f"key_id {str(key_id)[:20]!r}, expected 16 hex digits")
+        if type(counter) is not int or not 0 <= counter < MAX_WHOLE:
+            mistakes.append(f"counter {str(counter)[:20]!r}, expected a whole number")
+        if not isinstance(value, str) or not SIGNATURE_VALUE.fullmatch(value):
+            mistakes.append(f"value of {len(str(value))} characters, expected 64 bytes in hex")
+        if mistakes:
+            raise BundleError("manifest: signature: " + "; ".join(mistakes))
+        return cls(str(key_id), int(counter or 0), str(value))
 
 
 @dataclass(frozen=True)
@@ -126,6 +172,7 @@ class Bundle:
     manifest: Manifest
     onnx: bytes
     golden: Golden
+    signature: Signature | None = None
 
     @property
     def policy_id(self) -> str:
@@ -149,13 +196,13 @@ def golden_bytes(golden: Golden) -> bytes:
     return out.getvalue()
 
 
-def pack_bundle(manifest: Manifest, onnx: bytes, golden: bytes) -> bytes:
+def pack_bundle(manifest: Manifest, onnx: bytes, golden: bytes, signature: Signature | None = None) -> bytes:
     """Return the bundle file; raises BundleError unless the manifest holds the hashes of both files."""
     contents = {ONNX: onnx, GOLDEN: golden}
     _check_files(manifest, contents)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in ((MANIFEST, manifest.to_json()), *contents.items()):
+        for name, content in ((MANIFEST, manifest.to_json(signature)), *contents.items()):
             archive.writestr(zipfile.ZipInfo(name), content)
     return out.getvalue()
 
@@ -168,9 +215,11 @@ def unpack_bundle(content: bytes) -> Bundle:
     if len(content) > MAX_BUNDLE_BYTES:
         raise BundleError(f"bundle: {len(content)} bytes, at most {MAX_BUNDLE_BYTES} are allowed")
     contents = _read_stored("bundle", content, (MANIFEST, ONNX, GOLDEN))
-    manifest = _manifest(_manifest_values(contents.pop(MANIFEST)))
+    values = _manifest_values(contents.pop(MANIFEST))
+    manifest = _manifest(values)
+    signature = Signature.from_map(values["signature"]) if "signature" in values else None
     _check_files(manifest, contents)
-    return Bundle(manifest, contents[ONNX], _golden(contents[GOLDEN]))
+    return Bundle(manifest, contents[ONNX], _golden(contents[GOLDEN]), signature)
 
 
 def check_fit(bundle: Bundle, robot: RobotSpec, task: TaskSpec) -> None:

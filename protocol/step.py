@@ -27,9 +27,9 @@ class Intervention(IntFlag):
     MISSED = 1
     """No valid proposal in time."""
     LATE = 2
-    """A proposal came after its deadline; it was not applied."""
+    """A proposal for an earlier tick came during this one; it was not applied."""
     FAILOVER = 4
-    """Another policy process than the one that drove before gave the proposal."""
+    """The standby policy process gave the proposal, because the one that drives gave none in time."""
     LIMITED = 8
     """Clamped to the action limits."""
     FORWARD_STOP = 16
@@ -37,13 +37,29 @@ class Intervention(IntFlag):
     STALE = 32
     """A sensor was older than its limit."""
     NON_FINITE = 64
-    """A proposal held NaN or infinity."""
+    """A proposal, a human's action or a measurement held NaN or infinity."""
     E_STOP = 128
     """The emergency stop is latched."""
     HUMAN = 256
     """A human had the wheel."""
     OBSERVATION_REPEATED = 512
     """The tick saw the same observation as the one before."""
+    SLOWED = 1024
+    """Forward motion was slowed down before an obstacle."""
+    RAMPED = 2048
+    """The action was held back by a limit of acceleration or jerk."""
+    FROZEN = 4096
+    """The camera gave the same picture for too long, with new stamps."""
+    TILTED = 8192
+    """The robot leans more than it may."""
+    STALLED = 16384
+    """The robot was told to move and did not."""
+    WHEEL_LOCKED = 32768
+    """A human holds the wheel and says nothing: nobody else may drive."""
+    ACTUATOR_FAILED = 65536
+    """The actuator did not take the command."""
+    TOOK_OVER = 131072
+    """The spare control process took over since the tick before."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,8 @@ from protocol.pairing import DEFAULT_PORT
 from roverd import doctor
 from roverd.drive import LOCAL, MAX_EPISODES, MAX_SEED
 from roverd.pairing import Pairing, PairingSlot
+from roverd.policy_api import policy_routes
+from roverd.selfcheck import SelfCheckError
 
 if TYPE_CHECKING:
     from protocol.node.config import Loaded
@@ -31,9 +33,8 @@ def routes(parts: Parts, loaded: Loaded[Settings]) -> list[Route]:
     return [
         Route("GET", "/status", api.get_status, mutating=False),
         Route("GET", "/doctor", api.get_doctor, mutating=False),
-        Route("GET", "/policies", api.get_policies, mutating=False),
-        Route("POST", "/policies/reload", api.reload, mutating=True),
-        Route("POST", "/policies/rollback", api.rollback, mutating=True),
+        Route("GET", "/lateness", api.get_lateness, mutating=False),
+        *policy_routes(parts),
         Route("POST", "/episode/start", api.start, mutating=True),
         Route("POST", "/episode/stop", api.stop, mutating=True),
         Route("POST", "/e_stop", api.e_stop, mutating=True),
@@ -45,8 +46,13 @@ def routes(parts: Parts, loaded: Loaded[Settings]) -> list[Route]:
         Route("POST", "/pair/accept", api.accept_pair, mutating=True),
         Route("POST", "/pair/cancel", api.cancel_pair, mutating=True),
         Route("POST", "/trust", api.trust, mutating=True),
+        Route("GET", "/selfcheck", api.get_selfcheck, mutating=False),
+        Route("POST", "/selfcheck", api.run_selfcheck, mutating=True),
+        Route("POST", "/selfcheck/cancel", api.cancel_selfcheck, mutating=True),
         Route("GET", "/plugins", api.get_plugins, mutating=False),
         Route("GET", "/config", api.get_config, mutating=False),
+        Route("GET", "/web", api.get_web, mutating=False),
+        *parts.teleop.routes(),
     ]
 
 
@@ -63,25 +69,21 @@ class Api:
 
     async def get_doctor(self, _: Request) -> dict[str, Any]:
         """Answer the checks of this machine."""
-        checks = doctor.run(self._parts)
-        return {"checks": checks, "healthy": all(check["ok"] for check in checks)}
+        return await doctor.examine(self._parts)
 
-    async def get_policies(self, _: Request) -> dict[str, Any]:
-        """List the stored policies and mark the one that drives."""
-        driving = self._parts.policies.driving_id
-        return {"policies": [{**row, "driving": row["policy_id"] == driving} for row in self._parts.store.listing()]}
-
-    async def reload(self, _: Request) -> dict[str, Any]:
-        """Load the wanted policy again."""
-        return {"policy_id": _refusing(self._parts.policies.reload)}
-
-    async def rollback(self, _: Request) -> dict[str, Any]:
-        """Let the policy before drive."""
-        return {"policy_id": _refusing(self._parts.policies.rollback)}
+    async def get_lateness(self, request: Request) -> dict[str, Any]:
+        """Answer how late each of the last ticks was, from the count ``since`` on, for benches and plots."""
+        since = request.query.get("since", "0")
+        if not since.isdecimal():
+            raise RequestError(400, f"lateness: since={since[:20]} is not a whole number")
+        ticks_ns, actions_ns = self._parts.drive.lateness.since(int(since))
+        return {"count": self._parts.drive.lateness.count, "ticks_ns": ticks_ns, "actions_ns": actions_ns}
 
     async def start(self, request: Request) -> dict[str, Any]:
         """Drive on after a stop, or let a scripted controller drive some episodes."""
         if controller := request.body.get("controller"):
+            if not self._parts.selfcheck.is_armed:
+                raise RequestError(409, f"episode start: unarmed: {self._parts.selfcheck.refusal}; roverctl selfcheck")
             episodes, seed = request.body.get("episodes", 1), request.body.get("seed", 2_000_000)
             for name, value, limit in (("episodes", episodes, MAX_EPISODES), ("seed", seed, MAX_SEED - 1)):
                 if type(value) is not int or not 0 <= value <= limit:
@@ -111,6 +113,8 @@ class Api:
     async def drive(self, request: Request) -> dict[str, Any]:
         """Take a human's action."""
         action, seconds = _human_action(self._parts, request)
+        if owner := self._parts.teleop.wheel.owner:
+            raise RequestError(409, f"drive: {owner} has the wheel; roverctl wheel release --force gives it back")
         if not self._parts.drive.human(action, seconds):
             raise RequestError(409, f"drive: the robot stands still ({self._parts.drive.mode}); see roverctl status")
         return {"action": list(action), "seconds": seconds}
@@ -180,9 +184,29 @@ class Api:
         if is_news or not self._parts.uplink.is_linked:
             self._parts.uplink.rekey(self._parts.keys, self._parts.trust.public)
 
+    async def get_selfcheck(self, _: Request) -> dict[str, Any]:
+        """Show the newest self-check, and whether a policy may drive."""
+        return self._parts.selfcheck.to_map()
+
+    async def run_selfcheck(self, _: Request) -> dict[str, Any]:
+        """Move the robot a little and judge what it measured; answers when it is over."""
+        try:
+            return await self._parts.selfcheck.run()
+        except SelfCheckError as error:
+            raise RequestError(409, str(error)) from error
+
+    async def cancel_selfcheck(self, _: Request) -> dict[str, Any]:
+        """Break the self-check off that is under way."""
+        return {} if self._parts.selfcheck.cancel("it was cancelled") else {"already_over": True}
+
     async def get_plugins(self, _: Request) -> dict[str, Any]:
         """List plugins with their calls and faults."""
         return {"plugins": self._parts.plugins.listing()}
+
+    async def get_web(self, _: Request) -> dict[str, Any]:
+        """Say where the page is; whoever may ask here may drive, so the address has the token."""
+        page = self._parts.page
+        return {**page.status(), "url": page.url if page.state == "serving" else ""}
 
     async def get_config(self, _: Request) -> dict[str, Any]:
         """List the effective options with their origins."""
@@ -222,6 +246,18 @@ def status(parts: Parts) -> dict[str, Any]:
             "wanted": policies.target.name if policies.target else "",
             "refusals": policies.refusals,
             "crashes": policies.crashes,
+            "pid": policies.pid,
+            **policies.report(),
+        },
+        "control": {
+            "pid": parts.control.pid,
+            "has_spare": parts.control.has_spare,
+            "takeovers": parts.control.takeovers,
+            "actuator": parts.settings.actuator or "simulated",
+            "actuator_failure": parts.control.actuator_failure,
+            **{key: drive.counts[key] for key in ("missed", "skipped", "dropped_frames")},
+            "lateness": drive.lateness.report(),
+            "realtime": parts.realtime(),
         },
         "link": {
             "state": uplink.state,
@@ -236,6 +272,9 @@ def status(parts: Parts) -> dict[str, Any]:
             "round_trip_ms": None if math.isnan(uplink.round_trip_ms) else round(uplink.round_trip_ms, 3),
             **uplink.counts,
         },
+        "wheel": parts.teleop.wheel.status(),
+        "collection": parts.teleop.collecting.status(),
+        "web": parts.page.status(),
         "spool": parts.spool.report(),
         "order_id": drive.order_id,
         "reward_weights": parts.weights,
@@ -277,8 +316,14 @@ def _causes(parts: Parts) -> list[str]:
         causes.append("policy: none is loaded, the robot stands still")
     if parts.drive.e_stop:
         causes.append(f"e-stop: {parts.drive.e_stop}; roverctl clear")
+    if parts.control.actuator_failure:
+        causes.append(f"actuator: {parts.control.actuator_failure}; see the cable and the motor controller")
+    if parts.control.needs_spare and not parts.control.has_spare:
+        causes.append("control: no spare stands by; it is started again within seconds")
     if parts.drive.is_task_disabled:
         causes.append("task: the plugin failed too often and is disabled; see roverctl plugins, mend it and restart")
+    causes += [*parts.teleop.causes, *parts.page.causes]
+    causes += parts.selfcheck.causes()
     causes += parts.spool.causes()
     causes += [
         f"plugin {row['group']}.{row['name']}: {row['state']}, {row['last_error']}"
@@ -286,13 +331,6 @@ def _causes(parts: Parts) -> list[str]:
         if row["state"] == "disabled"
     ]
     return causes
-
-
-def _refusing(call: Any) -> str:
-    try:
-        return str(call())
-    except RoverError as error:
-        raise RequestError(409, str(error)) from error
 
 
 def _human_action(parts: Parts, request: Request) -> tuple[tuple[float, ...], float]:

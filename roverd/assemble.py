@@ -15,30 +15,45 @@ import numpy as np
 from plugins.manager import PluginManager
 from plugins.rewards import DRIVE_WEIGHTS, GOAL_WEIGHTS
 from protocol import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
+from protocol.bundle import BundleError
 from protocol.errors import RoverError
 from protocol.images import CODECS
 from protocol.keys import KeyPair, load_or_make
 from protocol.messages import Chunk, Hello, Message, Offer, Order, Ping
 from protocol.moment import Outcome
 from protocol.node.config import check_plugin_tables, validate_table
+from protocol.node.socket import AuditLog
+from roverd.axes import Axes
+from roverd.collect import Collecting
 from roverd.control.ring import RingWriter
 from roverd.control.safety import Limits
+from roverd.controls import Controls
 from roverd.drive import Drive, own_number
 from roverd.episode import Rewards
 from roverd.pairing import TrustedTrainer
 from roverd.policies import Policies, PolicyStore
-from roverd.processes import Child, PolicyChild
+from roverd.processes import PolicyChild
+from roverd.rates import Rates
 from roverd.segment import BootFacts
+from roverd.selfcheck import SelfCheck
+from roverd.selfcheck.calibration import settings_hash
 from roverd.settings import DEFAULT_TRAINER, LinkSettings, Settings
 from roverd.spool import Spool
+from roverd.telemetry import Telemetry
+from roverd.teleop import LOCK_STEP, Teleop
 from roverd.uplink import Uplink
+from roverd.web.server import WebPage
+from roverd.wheel import Wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from plugins.contracts import Task
     from plugins.guard import Guard
+    from protocol.node.liveness import Pulse
     from protocol.spec import RobotSpec, TaskSpec
+    from roverd.control.wire import Applied
+    from roverd.episode import Observed
 
 LEAST_WALL_NS = 1_600_000_000 * 10**9
 """A wall clock that shows less (2020) was never set: a board without a battery begins in 1970."""
@@ -60,7 +75,7 @@ class Parts:
     robot: Any
     task: Any
     ring: RingWriter
-    control: Child
+    control: Controls
     policies: Policies
     store: PolicyStore
     spool: Spool
@@ -68,7 +83,20 @@ class Parts:
     trust: TrustedTrainer
     uplink: Uplink
     drive: Drive
+    teleop: Teleop
+    page: WebPage
+    selfcheck: SelfCheck
+    rates: Rates
     started_s: float
+
+    def realtime(self) -> dict[str, dict[str, Any]]:
+        """What the kernel granted each process that must be punctual (see roverd.control.realtime)."""
+        return {**self.control.reports, **self.policies.reports}
+
+    @property
+    def pulses(self) -> list[Pulse]:
+        """What must get further for roverd to be alive."""
+        return [self.drive.pulse, self.uplink.pulse, self.spool.disk.pulse]
 
     async def close(self) -> None:
         """Stop the control process, free the ring and let another process have the spool."""
@@ -79,14 +107,15 @@ class Parts:
 
 async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     """Load plugins, start the control process, and wire everything; raises RoverError on what does not fit."""
-    plugins = PluginManager(groups=("robots", "tasks", "rewards", "controllers"))
-    known = [*plugins.names("robots"), *plugins.names("tasks")]
+    plugins = PluginManager(groups=("robots", "actuators", "tasks", "rewards", "controllers"))
+    known = [*plugins.names("robots"), *plugins.names("actuators"), *plugins.names("tasks")]
     check_plugin_tables(settings.plugins, known, "no plugin of that name has options")
     robot_plugin, task_plugin = plugins.robot(settings.robot), plugins.task(settings.task)
     robot_settings = _table(robot_plugin.settings, settings, settings.robot)
     robot = robot_plugin.create(robot_settings)
     task = task_plugin.create(_table(task_plugin.settings, settings, settings.task), robot.spec, settings.seed)
     _check_clock(settings, robot.spec)
+    _check_actuator(settings, plugins)
     task, task_guards = _guard_task(task, plugins, settings)
     weights = dict(settings.reward.weights) or dict(TASK_WEIGHTS.get(settings.task, {}))
     if not weights:
@@ -100,12 +129,22 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         "robot": robot.spec.to_map(),
         "task": task.spec.to_map(),
         "task_size": len(task.spec.features),
+        "realtime": settings.control.realtime and settings.control.rate_hz > 0,
     }
-    control = Child("control", "roverd.control.process", ring.fd, {**common, **_control_config(settings, robot)})
-    await control.started()
+    is_clocked = settings.control.rate_hz > 0
+    control = Controls({**common, **_control_config(settings, robot)}, ring.fd, has_spare=is_clocked)
+    await control.start()
     store = PolicyStore(settings.state_dir / "policies", robot.spec, task.spec)
     noise_seed = {"seed": (settings.seed << 32) + boot + own_number(settings) & (1 << 63) - 1}
-    policies = Policies(store, control, lambda slot: PolicyChild(slot, ring.fd, {**common, **noise_seed}, control))
+    policies = Policies(
+        store,
+        control,
+        lambda slot: PolicyChild(slot, ring.fd, {**common, **noise_seed}, control),
+        settings.policy,
+        robot=robot.spec,
+        is_clocked=is_clocked,
+    )
+    control.on_promoted.append(policies.reattach)
     drive = Drive(
         settings,
         robot=robot,
@@ -136,7 +175,12 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
             policy_id=policies.driving_id,
             policy_counter=policies.counter,
             order_id=drive.order_id,
-            settings={"weights": weights, "seed": settings.seed, "rate_hz": settings.control.rate_hz},
+            settings={
+                "weights": weights,
+                "seed": settings.seed,
+                "rate_hz": settings.control.rate_hz,
+                "realtime": {**control.reports, **policies.reports},
+            },
             live_seq=spool.live_seq if uplink.is_linked else spool.choose_live(),
             epoch_ns=spool.facts.epoch_ns,
             backlog=spool.offer(),
@@ -145,6 +189,7 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     def ping() -> Ping:
         status: dict[str, Any] = {
             "mode": drive.mode,
+            "collection": teleop.collecting.summary,
             "ticks_per_second": drive.rates[0],
             "episodes": drive.counts["episodes"],
             "round_trip_ms": _or_none(uplink.round_trip_ms),
@@ -167,6 +212,15 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     )
     _wire(uplink, drive, policies)
     _install(settings, store, policies)
+    teleop = _make_teleop(settings, robot, drive, policies, uplink, plugins)
+    selfcheck, rates = _make_selfcheck(settings, robot, drive, teleop.wheel), Rates()
+    _watch_ticks(drive, selfcheck, rates)
+    page = WebPage(
+        settings.teleop,
+        teleop,
+        token_file=settings.state_dir / "keys" / "web.token",
+        audit=AuditLog(settings.state_dir / "audit.jsonl"),
+    )
     parts = Parts(
         settings,
         boot_id,
@@ -183,14 +237,71 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         trust,
         uplink,
         drive,
+        teleop,
+        page,
+        selfcheck,
+        rates,
         time.monotonic(),
     )
     return parts
 
 
+def _make_selfcheck(settings: Settings, robot: Any, drive: Drive, wheel: Wheel) -> SelfCheck:
+    selfcheck = SelfCheck(
+        settings.selfcheck,
+        spec=robot.spec,
+        is_simulated=robot.is_simulated,
+        max_speed_mps=settings.control.max_speed_mps,
+        settings_hash=settings_hash(settings.robot, settings.actuator, settings.plugins),
+        file=settings.state_dir / "calibration.json",
+        driven=drive,
+        wheel_owner=lambda: wheel.owner,
+    )
+    drive.is_armed, drive.is_checking = lambda: selfcheck.is_armed, lambda: selfcheck.is_running
+    return selfcheck
+
+
+def _watch_ticks(drive: Drive, selfcheck: SelfCheck, rates: Rates) -> None:
+    others = drive.on_tick
+
+    def on_tick(seen: Observed, applied: Applied | None) -> None:
+        others(seen, applied)
+        selfcheck.saw(seen, applied)
+        rates.saw(seen, math.nan if applied is None else applied.clearance_m)
+
+    drive.on_tick = on_tick
+
+
 def trainer_address(link: LinkSettings, trust: TrustedTrainer) -> str:
     """Return where the trainer is: what was set, else where it was when this rover was paired with it."""
     return link.trainer or (trust.address if link.curve else "") or DEFAULT_TRAINER
+
+
+def _make_teleop(
+    settings: Settings, robot: Any, drive: Drive, policies: Policies, uplink: Uplink, plugins: PluginManager
+) -> Teleop:
+    wheel = Wheel(
+        drive,
+        Axes(robot.spec, robot.safe_action, max_speed_mps=settings.control.max_speed_mps),
+        dead_man_s=settings.teleop.dead_man_ms * 1e-3,
+        refusal="" if settings.control.rate_hz > 0 else LOCK_STEP,
+        file=settings.state_dir / "wheel",
+    )
+    return Teleop(
+        settings.rover_id,
+        drive=drive,
+        wheel=wheel,
+        collecting=Collecting(
+            drive,
+            wheel,
+            settings.state_dir / "collection.json",
+            task=settings.task,
+            controllers=lambda: plugins.names("controllers"),
+        ),
+        telemetry=Telemetry(robot.spec, drive.task_spec),
+        policies=policies,
+        uplink=uplink,
+    )
 
 
 def _make_spool(settings: Settings, boot_id: str, boot: int, robot: RobotSpec, task: TaskSpec) -> Spool:
@@ -212,11 +323,27 @@ def _check_clock(settings: Settings, spec: RobotSpec) -> None:
     """A clock must be the one that the robot declares, and leave the policy time; else nothing recorded is true."""
     rate_hz = settings.control.rate_hz
     if rate_hz == 0:
+        if settings.actuator:
+            text = "a real actuator needs a clock: set control.rate_hz to the robot's"
+            raise AssemblyError(f"actuator {settings.actuator}: control.rate_hz is 0 (lock-step); {text}")
         return
     if rate_hz != spec.control_rate_hz:
         raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} declares {spec.control_rate_hz:g}, or 0")
     if spec.action_delay_ms <= 0:
         raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} has no action delay: no time to decide")
+    ticks = spec.action_repeat if settings.record.images == "decisions" else 1
+    spacing_ms = 1000 * ticks * spec.period_s
+    if spec.cameras and spacing_ms >= settings.control.stale_after_ms:
+        raise AssemblyError(
+            f"control.stale_after_ms {settings.control.stale_after_ms:g}: images come every {spacing_ms:g} ms, so "
+            "every one would be stale: set record.images=all, or a higher rate"
+        )
+
+
+def _check_actuator(settings: Settings, plugins: PluginManager) -> None:
+    """Find mistakes about the actuator here, where their reason is seen, and not in the control process."""
+    if settings.actuator:
+        _table(plugins.actuator(settings.actuator).settings, settings, settings.actuator)
 
 
 class _GuardedTask:
@@ -264,13 +391,16 @@ def _wire(uplink: Uplink, drive: Drive, policies: Policies) -> None:
 
 def _install(settings: Settings, store: PolicyStore, policies: Policies) -> None:
     """Let the policy given on the command line drive, else the one that drove last."""
-    if settings.policy:
-        try:
-            policies.want(store.add(Path(settings.policy).read_bytes()))
-        except OSError as error:
-            raise AssemblyError(f"--policy {settings.policy}: {error.strerror}") from error
-    elif current := store.current():
-        policies.want(current)
+    if not settings.policy.file:
+        if current := store.current():
+            policies.want(current)
+        return
+    try:
+        policies.choose(store.add(Path(settings.policy.file).read_bytes()))
+    except (OSError, BundleError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        remedy = "give a bundle that was exported for this robot and task, or start without --policy"
+        raise AssemblyError(f"--policy {settings.policy.file}: {reason}; {remedy}") from error
 
 
 def _table(kind: type[Any], settings: Settings, name: str) -> Any:
@@ -290,15 +420,35 @@ def _control_config(settings: Settings, robot: Any) -> dict[str, Any]:
         high[forward] = min(high[forward], control.max_speed_mps)
         low[forward] = max(low[forward], -control.max_speed_mps)
     limits = Limits(
-        low=tuple(low),
-        high=tuple(high),
+        low=_float32(low),  # as messages carry them: else full speed would count as beyond the limit
+        high=_float32(high),
         safe_action=tuple(robot.safe_action),
+        period_s=spec.period_s,
         forward=forward,
+        max_acceleration=_ramps(spec, control.max_acceleration_mps2, control.max_acceleration_radps2),
+        max_jerk=_ramps(spec, control.max_jerk_mps3, control.max_jerk_radps3),
         safety_distance_m=control.safety_distance_m,
-        stale_after_ns=int(control.image_stale_after_ms * 1e6),
+        slow_distance_m=control.slow_distance_m,
+        stale_after_ns=int(control.stale_after_ms * 1e6),
+        max_tilt_rad=math.radians(control.max_tilt_deg),
+        stall_after_ns=int(control.stall_after_ms * 1e6),
     )
     return {
         "rate_hz": control.rate_hz,
         "limits": asdict(limits),
         "geometry": {"camera_height_m": control.camera_height_m, "half_width_m": control.half_width_m},
+        "frozen_after_ns": int(control.frozen_after_ms * 1e6),
+        "actuator": settings.actuator,
+        "actuator_settings": dict(settings.plugins.get(settings.actuator, {})),
+        "cpus": list(control.cpus),
     }
+
+
+def _float32(values: list[float]) -> tuple[float, ...]:
+    return tuple(np.array(values, np.float32).tolist())
+
+
+def _ramps(spec: RobotSpec, linear: float, angular: float) -> tuple[float, ...]:
+    """Return a limit for each action element by the unit of what it commands; 0 is none."""
+    by_unit = {"m/s": linear, "rad/s": angular}
+    return tuple(by_unit.get(element.unit, 0.0) for element in spec.action)

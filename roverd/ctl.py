@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protocol.node.config import show
 from protocol.node.ctl import Command, render_facts, render_table, run_command_line
 from protocol.pairing import DEFAULT_PORT
-from roverd.options import parse
+from roverd.doctorctl import COMMANDS as DOCTOR_COMMANDS
+from roverd.options import DEFAULT_SOCKET, parse
 from roverd.pairing import PairingError
+from roverd.policy_commands import POLICY_COMMANDS
+from roverd.teleopctl import COMMANDS as TELEOP_COMMANDS
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from protocol.node.ctl import Outcome
     from protocol.node.socket import ControlClient
 
-DEFAULT_SOCKET = Path(os.environ.get("ROVERD_CONTROL_SOCKET", "/run/roverd/control.sock"))
 POLL_S = 0.25
 LINK_S = 5.0
 """How long pair waits to see what becomes of the link."""
@@ -51,17 +51,8 @@ def _render_status(answer: dict[str, Any]) -> str:
     return render_facts({**answer, "health": "ok" if health["ok"] else "degraded: " + "; ".join(health["causes"])})
 
 
-def _doctor(client: ControlClient, _: argparse.Namespace) -> Outcome:
-    answer = client.get("/doctor")
-    return answer, 0 if answer["healthy"] else 1
-
-
 def _e_stop(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
     return client.post("/e_stop", {"reason": arguments.reason}), 0
-
-
-def _drive(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
-    return client.post("/drive", {"action": arguments.action, "seconds": arguments.seconds}), 0
 
 
 def _start(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
@@ -75,11 +66,6 @@ def _start_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--controller", default="", help="let a scripted controller drive instead of the policy")
     parser.add_argument("--episodes", type=int, default=1, help="how many episodes the controller drives")
     parser.add_argument("--seed", type=int, default=2_000_000, help="arena of its first episode")
-
-
-def _drive_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", nargs="+", type=float, help="one number per action element, in its unit")
-    parser.add_argument("--seconds", type=float, default=0.5, help="how long it holds")
 
 
 def _e_stop_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,21 +141,6 @@ def _paired(answer: dict[str, Any]) -> str:
     return "\n".join([*lines, *filter(None, [answer.get("hint")])])
 
 
-def _checks(answer: dict[str, Any]) -> str:
-    rows = [
-        ("ok" if c["ok"] else "FAIL", c["check"], c["measured"], c["expected"], c["hint"]) for c in answer["checks"]
-    ]
-    return render_table(rows, ("", "check", "measured", "expected", "what to do"))
-
-
-def _policies(answer: dict[str, Any]) -> str:
-    rows = [
-        ("*" if row["driving"] else "", row["policy_id"][:12], row["size_bytes"], row["age_s"])
-        for row in answer["policies"]
-    ]
-    return render_table(rows, ("", "policy", "bytes", "age s"))
-
-
 def _plugins(answer: dict[str, Any]) -> str:
     rows = [
         tuple(row.get(key, "") for key in ("group", "name", "state", "calls", "failures", "overruns", "last_error"))
@@ -203,13 +174,11 @@ def _options(answer: dict[str, Any]) -> str:
 
 COMMANDS = (
     Command(("status",), "rates, policy, link, health; exit status 1 when degraded", _status, render=_render_status),
-    Command(("doctor",), "check this machine, the link and the policy", _doctor, render=_checks),
-    Command(("policy", "list"), "policies stored on this robot", _get("/policies"), render=_policies),
-    Command(("policy", "reload"), "load the wanted policy again, without a restart", _post("/policies/reload")),
-    Command(("policy", "rollback"), "let the policy before this one drive", _post("/policies/rollback")),
+    *DOCTOR_COMMANDS,
+    *POLICY_COMMANDS,
     Command(("episode", "start"), "drive, after an episode stop", _start, arguments=_start_arguments),
     Command(("episode", "stop"), "end the episode and stand still", _post("/episode/stop")),
-    Command(("drive",), "take the wheel for a moment", _drive, arguments=_drive_arguments),
+    *TELEOP_COMMANDS,
     Command(("estop",), "stop now and stay stopped", _e_stop, arguments=_e_stop_arguments),
     Command(("clear",), "release the emergency stop", _post("/clear")),
     Command(("pair",), "come to trust a trainer, and it this rover", _pair, arguments=_pair_arguments, render=_paired),

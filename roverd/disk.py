@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import RoverError
+from protocol.node.liveness import Pulse
 from roverd import bootfolder
 from roverd.bootfolder import LAST, NAME_OF_BOOT, BootFolder
 from roverd.diskevents import Changed, Dropped, Durable, Event, Fetched
@@ -38,6 +39,8 @@ RETRY_S = 3.0
 """Time between two tries of a disk that is full or fails."""
 FULL_S = 30.0
 """A disk that was full is called so for at least this long."""
+HANG_S = 300.0
+"""A failing disk may keep the thread for minutes, which a new start would not shorten; records wait in memory."""
 MAX_SEGMENT_BYTES = 64 << 20
 SEGMENTS_OF_QUOTA = 8
 """A segment is at most this part of the quota, because the oldest one is what a full disk costs."""
@@ -90,6 +93,7 @@ class Disk:
         self._own = BootFolder(folder / f"{facts.boot:08d}-{facts.boot_id}", facts)
         self._boots: list[BootFolder] = [self._own]
         self.figures = Figures()
+        self.pulse = Pulse("spool", HANG_S)
         self.state, self.reason = "ok", ""
         self.on_event: Callable[[], None] = lambda: None
         """Called in the disk's thread when ``take_events`` has something."""
@@ -209,7 +213,9 @@ class Disk:
     def _run(self) -> None:
         try:
             while not self._is_stopping:
+                self.pulse.beat()
                 delay_s = self.step()
+                self.pulse.rest()
                 with self._wake:
                     self._wake.wait_for(self._has_work, timeout=delay_s)
                     if not self._is_urgent and not self._is_stopping:

@@ -21,11 +21,13 @@ from protocol.framing import RecordEncoder, encode_record
 from protocol.images import JPEG, decode_rgb
 from protocol.messages import Message, Order, OrderUpdate
 from protocol.moment import RUNNING, Outcome, Reading
+from protocol.node.liveness import Pulse
 from protocol.node.log import get_logger
 from protocol.step import Intervention
 from roverd.control import wire
-from roverd.control.ring import SLOTS, RingWriter
+from roverd.control.ring import RingWriter, SlotKeeper
 from roverd.episode import Episode, Observed, Plan, Rewards, observe
+from roverd.lateness import Lateness
 from roverd.policies import Target
 
 if TYPE_CHECKING:
@@ -35,11 +37,12 @@ if TYPE_CHECKING:
 
     from plugins.contracts import Robot, Task
     from plugins.guard import Guard
+    from protocol.spec import TaskSpec
     from protocol.step import FloatArray, Record
     from roverd.control.ring import Views
+    from roverd.controls import Controls
     from roverd.episode import Encoded
     from roverd.policies import Policies
-    from roverd.processes import Child
     from roverd.settings import Settings
     from roverd.spool import Spool
 
@@ -48,11 +51,16 @@ TRAINING_ARENAS = 1_000_000
 """Training episodes use arenas 0 to this; evaluations name arenas above it."""
 RECENT = 16
 MAX_FAULTS = 3
+MAX_COAST_TICKS = 1000
 MAX_SEED = 1 << 62
 MAX_EPISODES = 1_000_000
 LOCAL = "local-"
 """How the id of an order given on this robot begins."""
+POLICIES = {"", "policy"}
+"""Controllers of an order that are no scripted one."""
 RATE_WINDOW_S = 10.0
+HANG_S, LOCK_STEP_HANG_S = 5.0, 120.0
+"""In an episode control answers each observation within two periods; in lock-step it waits for the policy."""
 
 
 class Drive:
@@ -60,7 +68,7 @@ class Drive:
 
     name = "drive"
 
-    def __init__(  # noqa: PLR0913 - the parts it composes
+    def __init__(  # noqa: PLR0913, PLR0915 - the parts it composes
         self,
         settings: Settings,
         *,
@@ -68,7 +76,7 @@ class Drive:
         task: Task,
         rewards: Rewards,
         ring: RingWriter,
-        control: Child,
+        control: Controls,
         policies: Policies,
         spool: Spool,
         boot_id: str,
@@ -79,13 +87,29 @@ class Drive:
         self._settings, self._robot, self._task, self._rewards = settings, robot, task, rewards
         self._spec = robot.spec
         self._layout = wire.Layout(len(self._spec.action), len(self._spec.state) + len(task.spec.features))
+        self._delay_ns = int(self._spec.action_delay_ms * 1e6)
         self._names = tuple(element.name for element in self._spec.state)
         self._ring, self._control, self._policies, self._spool = ring, control, policies, spool
         self._encoder = RecordEncoder(self._spec)
         self._boot_id, self._boot = boot_id, boot
         self.send_record: Callable[[int, list[bytes]], None] = spool.append
         self.send: Callable[[Message], None] = lambda _: None
+        self.on_tick: Callable[[Observed, wire.Applied | None], None] = lambda *_: None
+        """Hears of each observation, and of what was applied on the tick before it."""
+        self.on_episode_end: Callable[[str, str, str | None], None] = lambda *_: None
+        """Hears purpose, order id, and success, failure, discard, or None where the episode was only cut off."""
+        self.is_wheel_taken: Callable[[], bool] = lambda: False
+        """Says whether a person has the wheel: then nobody else begins an episode."""
+        self.is_armed: Callable[[], bool] = lambda: True
+        """Says whether a policy or a controller may drive: not before the robot has passed its self-check."""
+        self.is_checking: Callable[[], bool] = lambda: False
+        """Says whether the self-check moves the robot: nobody else begins an episode; its own is not trained on."""
+        self._releases = False
+        self._may_collect = False
+        self._person_says: bool | None = None
         self._lock_step = settings.control.rate_hz == 0
+        self.pulse = Pulse(self.name, LOCK_STEP_HANG_S if self._lock_step else HANG_S + 3 * self._spec.period_s)
+        self._slots = SlotKeeper(0 if self._lock_step else round(2e9 * self._spec.period_s))
         self._order = Order("", "train" if settings.autostart else "idle")
         self._next_order: Order | None = None
         self._held_by_person = False
@@ -94,7 +118,6 @@ class Drive:
         self._recent: dict[int, Observed] = {}
         self._generation = 0
         self._first_generation = 0
-        self._slot = 0
         self._image_stamp_ns = 0
         self._seq = 0
         self._episodes = 0
@@ -104,9 +127,14 @@ class Drive:
         self._faults = 0
         self._paused_seen: bytes | None = None
         self._human_until_ns = 0
-        self._next_human: tuple[tuple[float, ...], float] | None = None
+        self._next_human: tuple[tuple[float, ...], float, bool] | None = None
+        self._is_locked = False
+        self._lets_go = False
         self._was_human = False
-        self._in_flight = robot.safe_action
+        self._last_policy = ""
+        self._stood_in = False
+        self._safe_action = tuple(0.0 if value is None else value for value in robot.safe_action)
+        self._in_flight = self._safe_action
         self._digest = hashlib.sha256()
         self.digest = ""
         self._e_stop_file = settings.state_dir / "e_stop"
@@ -114,10 +142,13 @@ class Drive:
         if self._e_stop_file.is_file():
             self.latch_e_stop(self._e_stop_file.read_text(errors="replace"))
         self.counts = {"ticks": 0, "decisions": 0, "episodes": 0, "successes": 0, "gaps": 0, "waits": 0}
+        self.counts.update(skipped=0, missed=0, dropped_frames=0)
+        self.lateness = Lateness()
         self._last_tick = 0
         self._marks: deque[tuple[float, int, int]] = deque(maxlen=64)
         self.last_outcome = ""
-        control.listen(self._on_control, self._control_died)
+        control.listen(self._on_control, self._control_lost)
+        control.on_promoted.append(lambda: self._guarded(self._show_again))
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_over = False
 
@@ -137,9 +168,9 @@ class Drive:
                 self._finish("stopped", self._with_images(self._current), RUNNING)
             self._robot.close()
 
-    def _control_died(self) -> None:
+    def _control_lost(self, error: Exception) -> None:
         if not self._fatal.done():
-            self._fatal.set_exception(RuntimeError("the control process died; the robot is stopped"))
+            self._fatal.set_exception(error)
 
     @property
     def is_alive(self) -> bool:
@@ -170,7 +201,11 @@ class Drive:
             return "task_disabled"
         if self._held_by_person:
             return "held"
-        return self._order.mode
+        if self.is_checking():
+            return "selfcheck"
+        if self.is_wheel_taken() and self._order.mode != "collect":
+            return "teleop"
+        return self._order.mode if self.is_armed() else "unarmed"
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -181,6 +216,31 @@ class Drive:
         if span <= 0:
             return 0.0, 0.0
         return (now[1] - then[1]) / span, (now[2] - then[2]) / span
+
+    @property
+    def task_spec(self) -> TaskSpec:
+        """What the task adds to the observation."""
+        return self._task.spec
+
+    @property
+    def is_in_episode(self) -> bool:
+        """True while an episode runs."""
+        return self._episode is not None
+
+    @property
+    def applied_action(self) -> tuple[float, ...]:
+        """The action that was applied last, in the units of RobotSpec.action."""
+        return self._in_flight
+
+    def sensor_ages_ms(self) -> dict[str, float]:
+        """How old the newest reading of each sensor is, by blob key; empty while no episode runs or in lock-step."""
+        if self._lock_step or self._episode is None or self._current is None:
+            return {}
+        now_ns = time.monotonic_ns()
+        ages = {"state": (now_ns - self._current.reading.stamp_ns) * 1e-6}
+        if self._image_stamp_ns:
+            ages.update((camera.key, (now_ns - self._image_stamp_ns) * 1e-6) for camera in self._spec.cameras)
+        return ages
 
     # -- orders and commands ----------------------------------------------------------------------------------------
 
@@ -197,7 +257,26 @@ class Drive:
 
     def _is_busy_locally(self) -> bool:
         """Say whether an order given on this robot still runs; the trainer repeats its own until it is followed."""
-        return self._order.order_id.startswith(LOCAL) and self._order.mode == "evaluate"
+        order = self._next_order or self._order
+        return order.mode == "collect" or (order.order_id.startswith(LOCAL) and order.mode == "evaluate")
+
+    def collect(self, order: Order) -> None:
+        """Follow an order of mode collect, or idle, which ends one, from the next episode on; the running one ends."""
+        self._next_order = order
+        self._stop_episode_if("collect")
+        self.wake()
+
+    def allow_episode(self, *, is_allowed: bool) -> None:
+        """Let the next command of a human begin one episode of a collection, or not."""
+        self._may_collect = is_allowed
+
+    def finish_episode(self, success: bool | None) -> bool:  # noqa: FBT001 - the verdict itself
+        """End the running episode by a person's word, None discards it; False where none runs."""
+        if self._episode is None:
+            return False
+        self._person_says = success
+        self._stop_reason = "discard" if success is None else "person"
+        return True
 
     def hold(self, *, is_held: bool) -> None:
         """Stop driving after ending the episode (a person's wish), or go on."""
@@ -225,20 +304,46 @@ class Drive:
         log.info("e_stop.cleared")
         self.wake()
 
-    def human(self, action: tuple[float, ...], seconds: float) -> bool:
+    def human(self, action: tuple[float, ...], seconds: float, *, locks: bool = False) -> bool:
         """Let a human's action drive for a time (on the robot's own clock); the policy goes on proposing.
 
+        With ``locks`` the robot stands afterwards, until the next action or ``let_go``; without, the policy drives on.
         Without a policy an episode begins for it; False where the robot must not move.
         """
-        if self._episode is not None and not self._lock_step:
+        locks = locks or not self.is_armed()  # else the policy would drive when it has expired
+        self._is_locked, self._lets_go = locks, False
+        if not self._lock_step:
             until_ns = time.monotonic_ns() + int(seconds * 1e9)
-            self._control.send(self._layout.pack_human(wire.Human(until_ns, action)))
-            return True
-        self._next_human = (action, seconds)  # told together with the next observation, which then starts a decision
+            self._tell_human(action, until_ns, locks=locks)  # a lock holds before an episode begins as well
+            if self._episode is not None:
+                return True
+        self._next_human = (action, seconds, locks)  # in lock-step told with the next observation, which then decides
         self.wake()
-        if self._episode is None:
+        if self._episode is None or (locks and not self._lock_step):
             self._next_human = None
         return self._episode is not None
+
+    def let_go(self) -> None:
+        """Give the wheel back: the policy drives on, if it may; else the episode ends, and only then the lock."""
+        self._next_human = None
+        if self._episode is not None and not self.is_armed():
+            self._stop_episode_if("unarmed")
+            self._releases = True
+            return
+        self._is_locked = False
+        if self._lock_step and self._episode is not None:
+            self._lets_go = True  # told together with the next observation
+        else:
+            self._control.send(bytes([wire.RELEASE]))
+        self.wake()
+
+    def _tell_human(self, action: tuple[float, ...], until_ns: int, *, locks: bool) -> None:
+        self._human_until_ns = until_ns
+        self._control.send(self._layout.pack_human(wire.Human(until_ns, action, locks)))
+
+    def stop_episode(self, reason: str) -> None:
+        """End the running episode, if there is one, at its next tick."""
+        self._stop_episode_if(reason)
 
     def _stop_episode_if(self, reason: str) -> None:
         if reason and self._episode is not None:
@@ -252,6 +357,7 @@ class Drive:
             if not self._must_wait():
                 self._control.send(self._paused_seen)
                 self._paused_seen = None
+                self.pulse.beat()
         elif self._episode is None and not self._must_wait():
             self._begin()
 
@@ -269,14 +375,19 @@ class Drive:
         if self._is_order_done():
             return
         self._policies.take_ready()  # also at rest: the trainer orders an evaluation once its policy drives
-        if self._order.mode == "idle" or self._held_by_person or self.e_stop or self.is_task_disabled:
+        if self._held_by_person or self.e_stop or self.is_task_disabled or not self._has_driver():
             return
-        if self._order.mode == "evaluate" and not self._policies.is_settled:
+        if self._next_human is None and not self.is_armed():
+            if self._is_ordered_by_name:
+                self._refuse_order("the robot is unarmed: roverctl selfcheck")
+            return
+        if self._next_human is None and self._is_ordered_by_name and not self._policies.is_settled:
             self._refuse_order_if_impossible()
             return
         if self._policies.driving is None and self._next_human is None:
             return
         plan = self._plan()
+        self._may_collect = False
         self._spool.mark_episode(self._seq)
         self._episodes += 1
         self._episode = Episode(self._settings.rover_id, self._boot_id, self._episodes, plan, self._spec, self._rewards)
@@ -286,15 +397,41 @@ class Drive:
         self._first_generation = self._generation + 1
         self._recent.clear()
         self._was_human = False
+        self._last_policy = ""
+        self._stood_in = False
         self._human_until_ns = 0
-        self._in_flight = self._robot.safe_action
+        self._in_flight = self._safe_action
         self._stop_reason = ""
-        self._show(observe(reading, self._task, self._names), wire.RESET)
+        shown = observe(reading, self._task, self._names)
+        self._show(shown, wire.RESET)
+        self.on_tick(shown, None)
+
+    @property
+    def _is_ordered_by_name(self) -> bool:
+        """Say whether the order names who drives: a policy or a scripted controller, and nobody else will do."""
+        return self._order.mode == "evaluate" or (self._order.mode == "collect" and not self._is_collected_by_hand)
+
+    @property
+    def _is_collected_by_hand(self) -> bool:
+        return self._order.mode == "collect" and self._order.controller in POLICIES
+
+    def _has_driver(self) -> bool:
+        """Say whether who drives here now may begin an episode: a person, or whoever else is ordered."""
+        if self._next_human is not None:
+            return self._may_collect or not self._is_collected_by_hand
+        is_taken = self.is_wheel_taken() or self.is_checking()
+        return not (self._is_collected_by_hand or self._order.mode == "idle" or is_taken)
 
     def _plan(self) -> Plan:
-        if self._order.mode == "evaluate":
-            serial = self._order_episodes
-            return Plan("evaluation", self._order.seed + serial, False, self._order.order_id, serial)
+        order, serial, is_by_hand = self._order, self._order_episodes, self._next_human is not None
+        if self.is_checking():
+            return Plan("collection", self._episodes % TRAINING_ARENAS, False)
+        if order.mode == "evaluate" and not is_by_hand:
+            return Plan("evaluation", order.seed + serial, False, order.order_id, serial)
+        if order.mode == "collect" and is_by_hand == self._is_collected_by_hand:
+            return Plan("collection", order.seed + serial, False, order.order_id, serial)
+        if order.mode != "train":  # a person drives where nobody asked for it
+            return Plan("collection", self._episodes % TRAINING_ARENAS, False)
         rng = np.random.default_rng([self._settings.seed, self._boot, self._episodes, own_number(self._settings)])
         return Plan("training", int(rng.integers(TRAINING_ARENAS)), True, self._order.order_id)
 
@@ -304,8 +441,8 @@ class Drive:
         self._order, self._next_order = self._next_order, None
         self._order_episodes = 0
         target = None
-        if self._order.mode == "evaluate":
-            is_policy = self._order.controller in {"", "policy"}
+        if self._order.mode in {"evaluate", "collect"}:
+            is_policy = self._order.controller in POLICIES
             if not is_policy:
                 target = Target("controller", self._order.controller, self._order.seed)
             elif self._order.policy_id:
@@ -318,11 +455,14 @@ class Drive:
         target = self._policies.target
         reason = self._policies.refusal(target) if target else ""
         if reason:
-            self.send(OrderUpdate(self._order.order_id, "refused", self._order_episodes, reason))
-            self._order = Order(self._order.order_id, "idle")
+            self._refuse_order(reason)
+
+    def _refuse_order(self, reason: str) -> None:
+        self.send(OrderUpdate(self._order.order_id, "refused", self._order_episodes, reason))
+        self._order = Order(self._order.order_id, "idle")
 
     def _is_order_done(self) -> bool:
-        if self._order.mode != "evaluate" or self._order_episodes < self._order.episodes:
+        if self._order.mode not in {"evaluate", "collect"} or self._order_episodes < self._order.episodes:
             return False
         self.send(OrderUpdate(self._order.order_id, "finished", self._order_episodes))
         self._order = Order(self._order.order_id, "idle")
@@ -345,52 +485,103 @@ class Drive:
         self._guarded(lambda: self._hear(message))
 
     def _hear(self, message: bytes) -> None:
+        if message[0] == wire.SHADOWED:
+            self._policies.shadowed(self._layout.unpack_shadowed(message))
         if message[0] != wire.APPLIED:
             return
         applied = self._layout.unpack_applied(message)
-        if self._last_tick and applied.tick != self._last_tick + 1:
-            self.counts["gaps"] += 1
+        skipped = max(0, applied.tick - self._last_tick - 1) if self._last_tick else 0
+        self.counts["gaps"] += bool(skipped)
+        self.counts["skipped"] += skipped
+        self.counts["missed"] += bool(applied.interventions & Intervention.MISSED)
         self._last_tick = applied.tick
+        self._slots.applied(applied.generation)
+        self.lateness.add(applied.late_ns, applied.applied_ns - applied.tick_ns - self._delay_ns)
+        self._policies.observed(applied)
         if self._episode is None or applied.generation < self._first_generation:
             return
-        self._advance(applied)
+        self._advance(applied, skipped)
 
-    def _advance(self, applied: wire.Applied) -> None:
+    def _advance(self, applied: wire.Applied, skipped: int) -> None:
         seen = self._recent.get(applied.generation, self._current)
         assert seen is not None  # noqa: S101 - an episode runs, so an observation was shown
-        is_human = bool(applied.interventions & Intervention.HUMAN)
-        if is_human != self._was_human:
-            self._was_human = is_human
-            self._break("takeover" if is_human else "release", self._with_images(seen), applied.in_flight)
+        policy_id = self._policies.slot_name(applied.policy_slot)
+        if reason := self._break_before(applied, policy_id, skipped):
+            self._break(reason, self._with_images(seen), applied.in_flight)
+        self._coast(skipped)
         self._robot.advance(applied.in_flight, applied.action)
         self._in_flight = applied.action
         changes_hands = self._changes_hands(seen.reading.stamp_ns + int(1e9 * self._spec.period_s))
         decides_next = changes_hands or applied.tick_in_decision + 1 >= self._spec.action_repeat
         reading = self._read(images=decides_next or self._settings.record.images == "all")
         following = observe(reading, self._task, self._names)
-        outcome = self._task.judge(reading)
-        stop = self._stop_reason or self._fault(applied)
+        outcome = self._judged(self._task.judge(reading))
+        stop = self._stop_reason or self._unarmed(applied) or self._fault(applied)
         ends = outcome.terminated or outcome.truncated or bool(stop)
-        policy_id = self._policies.slot_name(applied.policy_slot)
         if ends:
             following = self._with_images(following)
         else:
-            self._show(following, wire.DECIDE if changes_hands else 0)
+            is_swapped = self._policies.take_ready(now=True)
+            self._show(following, wire.DECIDE if changes_hands or is_swapped else 0)
         self._record(applied, seen, following, outcome, policy_id)
+        self.on_tick(following, applied)
         if ends:
             reason = "terminated" if outcome.terminated else "truncated" if outcome.truncated else stop
             self._finish(reason, following, outcome)
             self.wake()
 
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Let a person's word stand above the task's."""
+        if self._stop_reason == "discard":
+            return RUNNING
+        if self._stop_reason != "person" or self._person_says is None:
+            return outcome
+        return Outcome(terminated=True, truncated=False, success=self._person_says, reason="person")
+
+    def _break_before(self, applied: wire.Applied, policy_id: str, skipped: int) -> str:
+        """Say why a segment ends before this tick, or return an empty text: another hand, or ticks that are missing."""
+        is_human = bool(applied.interventions & Intervention.HUMAN)
+        stands_in = bool(applied.interventions & Intervention.FAILOVER)
+        was_human, self._was_human = self._was_human, is_human
+        stood_in, self._stood_in = self._stood_in, stands_in
+        last_policy, self._last_policy = self._last_policy, policy_id or self._last_policy
+        if is_human != was_human:
+            return "takeover" if is_human else "release"
+        if applied.interventions & Intervention.TOOK_OVER:
+            return "failover"
+        if policy_id and last_policy not in {"", policy_id}:
+            return "failover" if stands_in or stood_in else "swap"
+        return "fault" if skipped else ""
+
+    def _coast(self, skipped: int) -> None:
+        """Let a simulated robot go on without commands, as a real one does until its own dead-man timer stops it."""
+        if not self._robot.is_simulated:
+            return
+        for index in range(min(skipped, MAX_COAST_TICKS)):
+            is_stopped = (index + 1) * self._spec.period_s > self._settings.control.dead_man_ms * 1e-3
+            action = self._safe_action if is_stopped else self._in_flight
+            self._robot.advance(action, action)
+
     def _changes_hands(self, stamp_ns: int) -> bool:
         """Say whether another hand drives from the next observation on, which lock-step knows before."""
         if self._next_human is not None:
             return not self._was_human
-        return self._was_human and 0 < self._human_until_ns < stamp_ns
+        if self._lets_go:
+            return self._was_human
+        return self._was_human and not self._is_locked and 0 < self._human_until_ns < stamp_ns
+
+    def _unarmed(self, applied: wire.Applied) -> str:
+        """End a person's episode when he is done and nobody else may drive."""
+        if not applied.interventions & Intervention.WHEEL_LOCKED or self.is_armed() or self.is_wheel_taken():
+            return ""
+        if self.is_checking() or self._next_human is not None:
+            return ""
+        self._releases = True
+        return "unarmed"
 
     def _fault(self, applied: wire.Applied) -> str:
         """In lock-step a policy that gives no proposal ends the episode: going on would not be deterministic."""
-        if applied.policy_slot >= 0 or applied.has & wire.HAS_HUMAN or self.e_stop:
+        if applied.policy_slot >= 0 or applied.interventions & Intervention.HUMAN or self.e_stop:
             return ""
         if self._policies.driving is None:  # teleoperation without a policy ends when the human lets go
             return "stopped" if self._next_human is None else ""
@@ -412,35 +603,63 @@ class Drive:
 
     def _show(self, seen: Observed, flags: int) -> None:
         """Put an observation into the ring and tell control; a simulator whose spool is full waits before that."""
+        assert self._episode is not None  # noqa: S101 - only called within one
         self._generation += 1
         reading = seen.reading
-        if reading.images:
-            self._slot = (self._slot + 1) % SLOTS
-            seen.encoded = self._encoder.encode_images(reading.images)
-            fill_slot(self._ring.slots[self._slot], reading.images, seen.encoded)
-            self._image_stamp_ns = reading.stamp_ns
+        if reading.images and self._fill_slot(seen):
             flags |= wire.IMAGES
-        assert self._episode is not None  # noqa: S101 - only called within one
+        seen.image_stamp_ns = self._image_stamp_ns
         if self._episode.plan.explores:
             flags |= wire.EXPLORE
         self._current = seen
         self._recent[self._generation] = seen
         self._recent.pop(self._generation - RECENT, None)
-        vector: FloatArray = np.concatenate((reading.state, seen.task))
-        message = self._layout.pack_seen(
-            wire.Seen(
-                flags, self._slot, self._generation, reading.stamp_ns, self._image_stamp_ns, tuple(vector.tolist())
-            )
-        )
-        if self._next_human is not None and not flags & wire.RESET:
-            action, seconds = self._next_human
-            self._human_until_ns = reading.stamp_ns + int(seconds * 1e9)
-            self._control.send(self._layout.pack_human(wire.Human(self._human_until_ns, action)))
-            self._next_human = None
+        message = self._pack_seen(seen, flags)
+        self._tell_wheel(flags, reading.stamp_ns)
         if self._must_wait():
             self._paused_seen = message
+            self.pulse.rest()
         else:
             self._control.send(message)
+            self.pulse.beat()
+
+    def _fill_slot(self, seen: Observed) -> bool:
+        """Write images where nobody reads; where every slot may still be read they are dropped, and counted."""
+        now_ns = time.monotonic_ns()
+        slot = self._slots.free(now_ns)
+        if slot is None:
+            self.counts["dropped_frames"] += 1
+            seen.reading.images = {}
+            return False
+        seen.encoded = self._encoder.encode_images(seen.reading.images)
+        fill_slot(self._ring.slots[slot], seen.reading.images, seen.encoded)
+        self._image_stamp_ns = seen.reading.stamp_ns
+        self._slots.show(slot, self._generation, now_ns)
+        return True
+
+    def _pack_seen(self, seen: Observed, flags: int) -> bytes:
+        vector: FloatArray = np.concatenate((seen.reading.state, seen.task))
+        slot, stamp_ns = self._slots.newest, seen.reading.stamp_ns
+        shown = wire.Seen(flags, slot, self._generation, stamp_ns, seen.image_stamp_ns, tuple(vector.tolist()))
+        return self._layout.pack_seen(shown)
+
+    def _tell_wheel(self, flags: int, stamp_ns: int) -> None:
+        """In lock-step, tell a human's action or its end together with an observation, which then starts a decision."""
+        if self._lets_go:
+            self._lets_go = False
+            self._human_until_ns = 0
+            self._control.send(bytes([wire.RELEASE]))
+        if self._next_human is not None and not flags & wire.RESET:
+            action, seconds, locks = self._next_human
+            self._next_human = None
+            self._tell_human(action, stamp_ns + int(seconds * 1e9), locks=locks)
+
+    def _show_again(self) -> None:
+        """Show the newest observation to a control that took over and has seen nothing yet."""
+        if self._episode is not None and self._current is not None:
+            flags = wire.DECIDE | (wire.EXPLORE if self._episode.plan.explores else 0)
+            is_fresh = self._slots.newest and bool(self._current.reading.images)
+            self._control.send(self._pack_seen(self._current, flags | (wire.IMAGES if is_fresh else 0)))
 
     # -- records ----------------------------------------------------------------------------------------------------
 
@@ -466,21 +685,30 @@ class Drive:
 
     def _finish(self, reason: str, final: Observed, outcome: Outcome) -> None:
         episode, self._episode = self._episode, None
+        self.pulse.rest()
         assert episode is not None  # noqa: S101 - only called within one
         kind = reason if reason in {"terminated", "truncated", "fault"} else "stopped"
         end = episode.end(self._next(), kind, final, self._in_flight, outcome)
+        verdict = ("success" if outcome.success else "failure") if kind in {"terminated", "truncated"} else None
+        if reason == "discard" or self.is_checking():
+            verdict = "discard"
+            end.metrics["discarded"] = 1.0
         self._send(end, final)
         self._count_faults(kind)
         self.counts["episodes"] += 1
         self.counts["successes"] += outcome.success
         self.last_outcome = outcome.reason or reason
-        if kind in {"terminated", "truncated"} and self._order.mode == "evaluate":
+        if kind in {"terminated", "truncated"} and episode.plan.order_id == self._order.order_id:
             self._order_episodes += 1
         if not self._lock_step:
             idle = wire.Seen(wire.IDLE, 0, 0, 0, 0, (0.0,) * self._layout.vector)
             self._control.send(self._layout.pack_seen(idle))
         if self._stop_reason:
             self._stop_reason = ""
+        if self._releases:
+            self._releases = self._is_locked = False
+            self._control.send(bytes([wire.RELEASE]))
+        self.on_episode_end(episode.plan.purpose, episode.plan.order_id, verdict)
 
     def _count_faults(self, kind: str) -> None:
         """Give up on a policy or controller that ends one episode after the other without an action."""

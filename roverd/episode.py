@@ -31,6 +31,8 @@ class Observed:
     measures: dict[str, float]
     state: dict[str, float]
     encoded: Encoded = field(default_factory=dict)
+    image_stamp_ns: int = 0
+    """When the images that the policy saw with it were captured; 0 without any."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Episode:
             episode_step=self.steps,
             decision_id=applied.decision,
             tick_in_decision=applied.tick_in_decision,
-            observation=observation(seen, applied.in_flight),
+            observation=observation(seen, applied.in_flight, self._ages_ms(seen, applied.tick_ns)),
             action=np.array(applied.action, np.float32),
             source=SOURCES[applied.source],
             reward=reward,
@@ -130,6 +132,14 @@ class Episode:
         if step.clearance_m is not None:
             self._min_clearance = min(self._min_clearance, step.clearance_m)
         return step
+
+    def _ages_ms(self, seen: Observed, tick_ns: int) -> dict[str, float]:
+        """Return how old each sensor's reading was at the tick, by blob key."""
+        ages = {"state": _ms(tick_ns - seen.reading.stamp_ns)}
+        if seen.image_stamp_ns:
+            age = _ms(tick_ns - seen.image_stamp_ns)
+            ages.update((camera.key, age) for camera in self._spec.cameras)
+        return ages
 
     def end(
         self,
@@ -179,14 +189,20 @@ def observe(reading: Reading, task: Task, names: tuple[str, ...]) -> Observed:
     )
 
 
-def observation(seen: Observed, in_flight: tuple[float, ...]) -> Observation:
+def observation(seen: Observed, in_flight: tuple[float, ...], ages_ms: dict[str, float] | None = None) -> Observation:
     """Return the record form of an observation; its images travel encoded beside it."""
     return Observation(
         state=seen.reading.state,
         task=seen.task,
         in_flight=np.array(in_flight, np.float32),
         stamp_ns=seen.reading.stamp_ns,
+        ages_ms=ages_ms or {},
     )
+
+
+def _ms(age_ns: int) -> float:
+    """Return an age in ms; what came between the tick's time and its late beginning is new."""
+    return max(0.0, round(age_ns * 1e-6, 3))
 
 
 def _behaviour(applied: wire.Applied) -> Behaviour | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import faulthandler
 import sys
 import uuid
 from typing import TYPE_CHECKING
@@ -12,9 +13,10 @@ import uvloop
 
 from protocol.bundle import write_atomic
 from protocol.errors import RoverError
-from protocol.node import sdnotify
+from protocol.node import backoff
 from protocol.node.affinity import pin
 from protocol.node.config import ConfigError
+from protocol.node.liveness import Liveness, Watchdog
 from protocol.node.log import configure, get_logger
 from protocol.node.require import check_ownership
 from protocol.node.services import Service, ServiceFailedError, install_signal_stop, run_services
@@ -22,7 +24,6 @@ from protocol.node.socket import ControlSocket
 from roverd import api
 from roverd.assemble import make_parts
 from roverd.options import parse
-from roverd.readiness import Readiness
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,12 +54,13 @@ async def serve(loaded: Loaded[Settings]) -> None:
         settings.control_socket, api.routes(parts, loaded), audit=settings.state_dir / "audit.jsonl"
     )
     log.info("daemon.started", rover_id=settings.rover_id, boot_id=parts.boot_id, trainer=parts.uplink.address)
-    readiness = Readiness(control_socket, parts.drive)
-    services: list[Service] = [parts.spool, parts.policies, parts.uplink, control_socket, parts.drive, readiness]
+    watchdog = Watchdog(control_socket.listening, Liveness(lambda: parts.pulses))
+    teleop = parts.teleop
+    services: list[Service] = [parts.spool, parts.policies, parts.uplink, control_socket]
+    services += [teleop.wheel, teleop.collecting, parts.page, parts.drive, watchdog]
     try:
         await run_services(services, stop)
     finally:
-        sdnotify.stopping()
         await parts.close()
 
 
@@ -81,6 +83,7 @@ def next_boot(state_dir: Path) -> int:
 
 def main() -> None:
     """Run the daemon; exit 0 when stopped, 1 when a service failed, 2 for bad configuration."""
+    faulthandler.enable(2)  # the watchdog ends a hanging daemon by SIGABRT: the log then shows where it hung
     try:
         check_ownership()
         loaded = parse()
@@ -92,8 +95,10 @@ def main() -> None:
         print(f"roverd: {error}", file=sys.stderr)
         sys.exit(1)
     configure("roverd", level=loaded.value.log_level)
+    backoff.hold_back()
     try:
         uvloop.run(serve(loaded))
+        backoff.forget()
     except ConfigError as error:  # a plugin's own table
         for mistake in error.mistakes:
             print(f"roverd: {mistake}", file=sys.stderr)

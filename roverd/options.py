@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,14 @@ from roverd.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+DEFAULT_SOCKET = Path(os.environ.get("ROVERD_CONTROL_SOCKET") or "/run/roverd/control.sock")
+"""Where the control tool looks for the daemon."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
     """Return the effective settings; raises ConfigError with all mistakes at once."""
     parser = argparse.ArgumentParser(prog="roverd", description="The robot's daemon.")
+    parser.add_argument("--version", action="version", version=f"roverd {importlib.metadata.version('roverloop')}")
     parser.add_argument("--config", type=Path, help="TOML file")
     parser.add_argument("--profile", choices=sorted(PROFILES), help="named set of options")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="overrides")
@@ -26,7 +31,7 @@ def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
         ("--trainer", "link.trainer", "ADDRESS"),
         ("--state-dir", "state_dir", "DIR"),
         ("--control-socket", "control_socket", "PATH"),
-        ("--policy", "policy", "FILE"),
+        ("--policy", "policy.file", "FILE"),
         ("--task", "task", "NAME"),
         ("--seed", "seed", "N"),
         ("--rate", "control.rate_hz", "HZ"),

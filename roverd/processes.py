@@ -17,6 +17,8 @@ from roverd.control import wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from roverd.controls import Controls
+
 START_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 3.0
@@ -44,13 +46,15 @@ def _spawn(module: str, *sockets: int) -> subprocess.Popen[bytes]:
 class Child:
     """One child with its link; ``on_message`` gets what it sends, ``on_death`` is called once at EOF."""
 
-    def __init__(self, name: str, module: str, ring_fd: int, config: dict[str, Any], *extra: socket.socket) -> None:
-        """Start the process; ``extra`` sockets go to it and are closed here."""
+    def __init__(self, name: str, module: str, config: dict[str, Any], *fds: int) -> None:
+        """Start the process, which gets its link and ``fds`` as words of its command line; the caller closes those."""
         self.name = name
+        self.unsent = 0
+        self.report: dict[str, Any] = {}
+        """What the kernel granted it (see roverd.control.realtime), once it has started."""
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.process = _spawn(module, theirs.fileno(), *(s.fileno() for s in extra), ring_fd)
-        for each in (theirs, *extra):
-            each.close()  # else this process would keep the child's end open and EOF would never come
+        self.process = _spawn(module, theirs.fileno(), *fds)
+        theirs.close()  # else this process would keep the child's end open and EOF would never come
         self.link.send(msgpack.packb(config))
         self.link.setblocking(False)
         self._loop = asyncio.get_running_loop()
@@ -79,7 +83,9 @@ class Child:
                 socket.send_fds(self.link, [message], list(fds))
             else:
                 self.link.send(message)
-        except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError):
+        except BlockingIOError:
+            self.unsent += 1  # a child that stands still: who watches it ends that
+        except OSError:
             return
 
     def _readable(self) -> None:
@@ -91,7 +97,8 @@ class Child:
             message = b""
         if not message:
             self._died()
-        elif not self._ready.done() and message == bytes([wire.READY]):
+        elif not self._ready.done() and message[0] == wire.READY:
+            self.report = msgpack.unpackb(message[1:])
             self._ready.set_result(None)
         else:
             self._on_message(message)
@@ -122,15 +129,27 @@ class Child:
 class PolicyChild:
     """A policy process: one request at a time, its answer awaited."""
 
-    def __init__(self, slot: int, ring_fd: int, config: dict[str, Any], control: Child) -> None:
+    def __init__(self, slot: int, ring_fd: int, config: dict[str, Any], controls: Controls) -> None:
         """Start the process and attach it to control at its slot."""
+        self._slot, self._controls = slot, controls
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.child = Child(f"policy {slot}", "roverd.policy.process", ring_fd, config, theirs)
-        control.send(bytes([wire.ATTACH, slot]), (ours.fileno(),))
-        ours.close()
+        self.child = Child(f"policy {slot}", "roverd.policy.process", config, theirs.fileno(), ring_fd)
+        theirs.close()
+        self._hand_over(ours)
         self.child.listen(self._answered, self._died)
         self._answer: asyncio.Future[dict[str, Any]] | None = None
         self.on_death: Callable[[], None] = lambda: None
+
+    def attach(self) -> None:
+        """Bring the process together with a control that is new; it keeps what it has loaded."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.child.send(bytes([wire.ATTACH]), (theirs.fileno(),))
+        theirs.close()
+        self._hand_over(ours)
+
+    def _hand_over(self, control_end: socket.socket) -> None:
+        self._controls.send(bytes([wire.ATTACH, self._slot]), (control_end.fileno(),))
+        control_end.close()
 
     async def request(self, **request: Any) -> dict[str, Any]:
         """Send a request and return the answer; raises ProcessError when the process dies or hangs."""

@@ -32,6 +32,7 @@ from protocol.messages import (
     encode,
     ranges_of,
 )
+from protocol.node.liveness import Pulse
 from protocol.node.log import RepeatLimiter, get_logger
 from roverd import handshake
 from roverd.handshake import HandshakeMonitor
@@ -52,6 +53,8 @@ TICK_S = 0.05
 DEGRADED_S = 10.0
 """So long a driving robot may go without an acknowledgement before somebody is told."""
 REOFFER_S = 30.0
+HANG_S = 30.0
+"""It looks after the link twenty times a second, and waits a few seconds at most between two connections."""
 LAST_ACKS_S = 1.5
 """At a stop the trainer has so long to acknowledge the last records: it syncs once a second."""
 BROKEN_OFF_TRIES = 4
@@ -94,6 +97,7 @@ class Uplink:
             address: says where the trainer is, each time that the link is made; None: as in the settings.
 
         """
+        self.pulse = Pulse(self.name, HANG_S)
         self._settings = settings
         self._spool = spool
         self._hello, self._ping = hello, ping
@@ -328,6 +332,7 @@ class Uplink:
     def _watch_progress(self) -> None:
         """Tell when a driving robot's records are not acknowledged, and why, as far as this side can know."""
         now = time.monotonic()
+        self.pulse.beat()
         self._watch_reach(now)
         if not self._spool.waiting:
             self._progress_at = now

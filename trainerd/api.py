@@ -224,7 +224,7 @@ class Api:
 
     async def doctor(self, _request: Request) -> dict[str, Any]:
         """Run the checks."""
-        return {"checks": await asyncio.to_thread(doctor.run, self._daemon)}
+        return await doctor.examine(self._daemon)
 
     async def train(self, request: Request) -> dict[str, Any]:
         """Start, pause, resume or stop training; a command that changes nothing says ``already_...``."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from protocol.messages import Offer
+    from protocol.node.liveness import Pulse
     from protocol.node.services import Service
     from trainerd.learning.learner import UpdateResult
     from trainerd.run import Run
@@ -75,8 +76,14 @@ class Daemon:
         optional: list[Service | None] = [self.pairing, self.legacy]
         return [self.training, self.link, *(each for each in optional if each is not None)]
 
+    @property
+    def pulses(self) -> list[Pulse]:
+        """The threads that must get further for trainerd to be alive."""
+        return [self.link.pulse, self.store.pulse, *self.training.pulses]
+
     def start(self) -> None:
-        """Bring the store into order, then listen; raises RoverError."""
+        """Wake the device, bring the store into order, then listen; raises RoverError."""
+        self.training.wake_device()
         depth.install()
         self.store.start()
         self.found.append(Found.of(self.store, self.run_file.run))

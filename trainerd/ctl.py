@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from protocol.errors import RoverError
-from protocol.node.config import load, show
+from protocol.node.checkup.check import render
+from protocol.node.checkup.command import daemon_arguments, daemon_words, installed_words
+from protocol.node.config import ConfigError, load, show
 from protocol.node.ctl import Command, Outcome, render_facts, render_table, run_command_line
 from protocol.node.socket import ControlClient, ControlError
 from trainerd.episodes import audit_command
+from trainerd.options import parse
 from trainerd.profiles import profile_layers
-from trainerd.settings import DEFAULT_CONTROL_SOCKET, Settings
+from trainerd.rover import realtime_words
+from trainerd.settings import DEFAULT_CONTROL_SOCKET, UNIT_SOCKET, Settings
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
 POLL_S = 0.5
+DOCTOR_S = 15.0
+"""A daemon that needs longer for it hangs."""
 SHORT = 12
 ALWAYS_SHOWN = frozenset({"received", "trained", "lost"})
 """Counters of steps that are worth a look also when they are 0."""
@@ -60,9 +66,30 @@ def _status(client: ControlClient, _arguments: argparse.Namespace) -> Outcome:
     return payload, 0 if payload["health"]["ok"] else 1
 
 
-def _doctor(client: ControlClient, _arguments: argparse.Namespace) -> Outcome:
-    payload = client.get("/doctor")
-    return payload, 0 if all(check["ok"] for check in payload["checks"]) else 1
+def _doctor(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
+    """Ask the daemon; where none answers, look at what it would stand on."""
+    words, is_default = daemon_words(arguments), client.path == default_socket()
+    if words and is_default:
+        client = ControlClient(_socket_of(words) or client.path)
+    try:
+        answer = ControlClient(client.path, DOCTOR_S).get("/doctor")
+    except ControlError as error:
+        if error.status is not None:
+            raise
+        from trainerd.doctor import examine_without  # noqa: PLC0415 - imports torch, which no other command needs
+
+        words = words or (installed_words("trainerd") if is_default else [])
+        words = [*words, "--control-socket", str(client.path)]
+        answer = examine_without(str(error), words, error.__cause__)
+    return answer, 0 if answer["healthy"] else 1
+
+
+def _socket_of(words: Sequence[str]) -> Path | None:
+    """Return the socket that the daemon of these settings has, if they are any."""
+    try:
+        return parse(words).value.socket_path
+    except ConfigError:
+        return None
 
 
 def _evaluate(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
@@ -240,8 +267,9 @@ def _render_rovers(payload: dict[str, Any]) -> str:
     for row in rows:
         keys = [each for each in payload["keys"] if each["rover_id"] == row["rover_id"]]
         prints = [each["fingerprint"] + (" (revoked)" if each["state"] == "revoked" else "") for each in keys]
-        texts.append([*(_cell(name, row.get(name)) for name in columns), ", ".join(prints) or "-"])
-    return render_table(texts, [*(name.removesuffix("_id") for name in columns), "keys"])
+        granted = realtime_words(row.get("settings", {}).get("realtime")) or "-"
+        texts.append([*(_cell(name, row.get(name)) for name in columns), granted, ", ".join(prints) or "-"])
+    return render_table(texts, [*(name.removesuffix("_id") for name in columns), "realtime", "keys"])
 
 
 def _render_pending(payload: dict[str, Any]) -> str:
@@ -282,15 +310,6 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _render_doctor(payload: dict[str, Any]) -> str:
-    lines = []
-    for check in payload["checks"]:
-        lines.append(f"{'ok  ' if check['ok'] else 'FAIL'}  {check['check']}: {check['measured']}")
-        if not check["ok"]:
-            lines.append(f"      expected {check['expected']}; {check['hint']}")
-    return "\n".join(lines)
-
-
 def _render_evaluation(payload: dict[str, Any]) -> str:
     result = payload["result"]
     if payload["stage"] != "finished" or result is None:
@@ -318,7 +337,13 @@ def _render_lint(payload: dict[str, Any]) -> str:
 
 COMMANDS: Sequence[Command] = (
     Command(("status",), "how training goes; exit status 1 when degraded", _status, render=_render_status),
-    Command(("doctor",), "check GPU, port, folders, rovers, plugins, specs", _doctor, render=_render_doctor),
+    Command(
+        ("doctor",),
+        "check machine, GPU, port, firewall, rovers, policies and disks, with or without a daemon; 1 when one fails",
+        _doctor,
+        daemon_arguments,
+        render,
+    ),
     Command(("train", "start"), "train", _post("/train/start")),
     Command(("train", "pause"), "rest after the present minibatch; the rovers stand", _post("/train/pause")),
     Command(("train", "resume"), "go on after pause or stop", _post("/train/resume")),
@@ -411,8 +436,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def default_socket() -> Path:
-    """Return the socket of ``TRAINERD_CONTROL_SOCKET`` or of the default state folder."""
-    return Path(os.environ.get("TRAINERD_CONTROL_SOCKET") or DEFAULT_CONTROL_SOCKET)
+    """Return the socket of ``TRAINERD_CONTROL_SOCKET``, of the default state folder, or of the installed unit."""
+    is_installed = UNIT_SOCKET.exists() and not DEFAULT_CONTROL_SOCKET.exists()
+    return Path(os.environ.get("TRAINERD_CONTROL_SOCKET") or (UNIT_SOCKET if is_installed else DEFAULT_CONTROL_SOCKET))
 
 
 if __name__ == "__main__":

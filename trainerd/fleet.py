@@ -34,6 +34,8 @@ TAKE_OVER_S = 1.0
 SLOWEST_OFFER_S = 16.0
 MAX_REFUSED = 256
 """Refused policies that are remembered of a rover."""
+BY_HAND = {"teleop", "collect"}
+"""Modes that a rover states in which a person drives, or does not just now."""
 STANDING = {mode: Order(mode, mode) for mode in ("train", "idle")}
 """The orders that hold while there is no evaluation; their id is their mode."""
 
@@ -305,8 +307,10 @@ class Fleet:
         for rover in connected:
             silent_s = now_s - rover.stepped_s
             is_driving = rover.order_id not in {"", "idle"} or self.order_for(rover).order_id != "idle"
+            is_driving &= rover.status.get("mode") not in BY_HAND
             if is_driving and silent_s > quiet_s and not rover.boot.waiting:
-                causes.append(f"{rover.rover_id}: no step in {silent_s:.0f} s although it is ordered to drive")
+                mode = f" (its mode: {rover.status['mode']})" if rover.status.get("mode") else ""
+                causes.append(f"{rover.rover_id}: no step in {silent_s:.0f} s although it is ordered to drive{mode}")
             if rover.overflow:
                 causes.append(f"{rover.rover_id}: it dropped {rover.overflow} records while the trainer was away")
             wanted = self.offer_for(rover)

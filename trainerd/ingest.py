@@ -18,6 +18,7 @@ import zmq
 from protocol import messages
 from protocol.errors import RoverError
 from protocol.framing import Fields, ProtocolError, decode_record, record_kind, unpack
+from protocol.node.liveness import Pulse
 from protocol.node.log import RepeatLimiter, get_logger
 from protocol.step import EpisodeEnd
 from trainerd.access import ZAP_DOMAIN, ZapHandler
@@ -58,6 +59,8 @@ REPLAY_S = 0.02
 TICK_S = 0.1
 PRESSED_MS = 2
 """How soon a consumer that was busy is asked again."""
+HANG_S = 30.0
+"""A round takes milliseconds; one that opens a large stored episode on a slow disk takes seconds."""
 HELLO_FIRST_S = 0.2
 """A stranger is told to say hello at most this often."""
 
@@ -120,6 +123,7 @@ class Link(SocketThread):
         """Who answers at the door; None where the link is plain."""
         self._host = settings.host
         self._settings = settings.link
+        self.pulse = Pulse("link", HANG_S)
         self._fleet = fleet
         self._consumer = consumer
         self._registry = registry
@@ -202,6 +206,7 @@ class Link(SocketThread):
         if zap is not None:
             poller.register(zap.socket, zmq.POLLIN)
         while not self._stop:
+            self.pulse.beat()
             poller.poll(PRESSED_MS if self._is_pressed else 20)
             if zap is not None:
                 zap.answer()
@@ -217,6 +222,7 @@ class Link(SocketThread):
             self._pump(now_s)
             self._keep_time(now_s)
             self._send(router)
+        self.pulse.rest()
         for rover in self._fleet.rovers.values():
             self._tell(rover, messages.Goodbye("trainerd stops"))
         self._send(router)

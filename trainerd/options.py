@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ ALIASES = {
 def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
     """Return the settings of a command line; raises ConfigError with every mistake."""
     parser = argparse.ArgumentParser(prog="trainerd", description="Learn from rovers, and send them what was learned.")
+    parser.add_argument("--version", action="version", version=f"trainerd {importlib.metadata.version('roverloop')}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
     parser.add_argument("--profile", default="default", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
     parser.add_argument(

@@ -154,3 +154,15 @@ def _plain(value: Any, depth: int) -> Any:
     if depth and isinstance(value, list):
         return [_plain(each, depth - 1) for each in value[:100]]
     return str(value)[:80]
+
+
+def realtime_words(granted: Any) -> str:
+    """Return ``control fifo 50 locked, policy 0 nice -5`` of what a rover said in its greeting."""
+    if not isinstance(granted, dict):
+        return ""
+    words = []
+    for name, report in sorted(granted.items()):
+        if isinstance(report, dict):
+            how = f"fifo {report.get('priority')}" if report.get("fifo") else f"nice {report.get('nice')}"
+            words.append(f"{name} {how}" + (" locked" if report.get("mlockall") else ""))
+    return ", ".join(words)

@@ -14,6 +14,8 @@ from trainerd.legacy import LegacySettings
 
 DEFAULT_STATE_DIR = Path("./state/trainerd")
 DEFAULT_CONTROL_SOCKET = DEFAULT_STATE_DIR / "control.sock"
+UNIT_SOCKET = Path("/run/trainerd/control.sock")
+"""Where systemd/trainerd.socket listens."""
 
 
 @dataclass(frozen=True)

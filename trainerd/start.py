@@ -1,15 +1,12 @@
-"""What happens once, when trainerd starts: which run it goes on with, and when it is ready."""
+"""What happens once, when trainerd starts: which folder is its own, and which run it goes on with."""
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
-import time
 from typing import TYPE_CHECKING
 
 from protocol.errors import RoverError
-from protocol.node import sdnotify
 from protocol.node.log import get_logger
 from protocol.node.reach import is_loopback
 from trainerd.learning import checkpoint
@@ -18,9 +15,7 @@ from trainerd.run import RunFile, parse_specs
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from protocol.node.socket import ControlSocket
     from trainerd.settings import Settings
-    from trainerd.training import Training
 
 log = get_logger()
 
@@ -90,27 +85,3 @@ def open_run(settings: Settings) -> RunFile:
             run_file.fix(*parse_specs(newest.facts["robot"], newest.facts["task"]))
             log.info("run.recovered", run_id=run_file.run.run_id, checkpoint=newest.path.name)
     return run_file
-
-
-class Readiness:
-    """The service that tells systemd when everything is warm and listening, and then that the loop is alive."""
-
-    name = "readiness"
-
-    def __init__(self, training: Training, socket: ControlSocket) -> None:
-        """Wait for the learner and the control socket."""
-        self._training = training
-        self._socket = socket
-
-    async def run(self) -> None:
-        """Say READY once, then feed the watchdog where there is one."""
-        began_s = time.monotonic()
-        await self._socket.listening.wait()
-        await self._training.ready.wait()
-        sdnotify.ready()
-        log.info("daemon.ready", seconds=round(time.monotonic() - began_s, 3))
-        interval_s = sdnotify.watchdog_interval_s()
-        while interval_s is not None:
-            sdnotify.watchdog()
-            await asyncio.sleep(interval_s)
-        await asyncio.Event().wait()

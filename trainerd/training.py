@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from protocol.node.liveness import Pulse
     from trainerd.cockpit.metrics import Metrics
     from trainerd.collection import Collection
     from trainerd.design import Design
@@ -125,6 +126,15 @@ class Training:
         self._specified = specified
         self._golden: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
         self._saved: list[Future[Path]] = []
+
+    @property
+    def pulses(self) -> list[Pulse]:
+        """The threads that must get further; none before there is a learner."""
+        return [] if self.parts is None else [self.parts.worker.pulse, self.parts.pipeline.pulse]
+
+    def wake_device(self) -> None:
+        """Make the GPU's context, which can hold the interpreter for seconds: later it would look like a hang."""
+        torch.zeros(1, device=self._design.device)
 
     async def run(self) -> None:
         """Warm up, wait for the specs, learn; write a checkpoint when cancelled."""

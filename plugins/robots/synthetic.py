@@ -32,10 +32,21 @@ class SyntheticSettings:
     action_repeat: int = option(1, help="ticks for which one decision is held", low=1, high=50)
     action_delay_ms: float = option(0.0, help="time from a tick to its actuation", low=0.0)
     goal_m: float = option(1.0, help="distance of the goal, ahead within 0.5 rad", low=0.1, high=2.0)
+    wheel_sign: int = option(
+        1, help="-1: the encoder of the wheels counts backwards; 0: it is unplugged", low=-1, high=1
+    )
+    gyro_sign: int = option(1, help="-1: the gyroscope is mounted upside down; 0: it is unplugged", low=-1, high=1)
+    odometry_sign: int = option(1, help="-1: odometry runs and turns the other way; 0: it stands", low=-1, high=1)
+    motor_sign: int = option(1, help="-1: the motors are wired the other way round; 0: they are off", low=-1, high=1)
+    sensors_turn_after_s: float = option(
+        0.0, help="time on the robot's clock after which its signs are as above, until then right; 0: from the start"
+    )
 
 
 class SyntheticRobot:
     """A point that obeys at once in an empty square room; leaving the room is the only collision.
+
+    Its signs can be made wrong, as those of a robot that was put together in a hurry.
 
     Images: RGB red grows with the row, green with the column, blue with the time. Depth grows with row and column; the
     lower half of the column where the goal is reads 300 mm, the upper half shows nothing nearer than 3 m.
@@ -58,7 +69,7 @@ class SyntheticRobot:
         bearing = yaw + float(rng.uniform(-0.5, 0.5))
         self._seed = arena_seed
         self._goal = (self._settings.goal_m * math.cos(bearing), self._settings.goal_m * math.sin(bearing))
-        self._pose = Pose(0.0, 0.0, yaw)
+        self._pose = self._odometry = Pose(0.0, 0.0, yaw)
         self._velocity = (0.0, 0.0)
         self._ticks = 0
         self._path_m = 0.0
@@ -84,9 +95,9 @@ class SyntheticRobot:
         ]
         return Reading(
             stamp_ns=round(self._clock_s * 1e9),
-            state=np.array((*self._velocity, max(0.0, min(8.0, *walls))), np.float32),
+            state=np.array((*self._measured_velocity(), max(0.0, min(8.0, *walls))), np.float32),
             images=self._render() if images else {},
-            odometry=pose,
+            odometry=self._odometry,
             pose=pose,
             goal=self._goal,
             collided=self._collided,
@@ -102,16 +113,25 @@ class SyntheticRobot:
     def close(self) -> None:
         """Nothing is held."""
 
+    def _measured_velocity(self) -> tuple[float, float]:
+        wheels, gyro = (self._settings.wheel_sign, self._settings.gyro_sign) if self._is_turned else (1, 1)
+        return wheels * self._velocity[0], gyro * self._velocity[1]
+
+    @property
+    def _is_turned(self) -> bool:
+        """Whether the signs are those of the settings by now."""
+        return self._clock_s >= self._settings.sensors_turn_after_s
+
     def _move(self, command: Sequence[float], seconds: float) -> None:
-        linear = min(max(float(command[0]), 0.0), FASTEST_MPS)
-        angular = min(max(float(command[1]), -FASTEST_RADPS), FASTEST_RADPS)
-        x, y, yaw = self._pose
-        middle = yaw + angular * seconds / 2
-        x, y = x + linear * seconds * math.cos(middle), y + linear * seconds * math.sin(middle)
-        self._pose = Pose(x, y, math.remainder(yaw + angular * seconds, math.tau))
+        motors = self._settings.motor_sign
+        linear = motors * min(max(float(command[0]), 0.0), FASTEST_MPS)
+        angular = motors * min(max(float(command[1]), -FASTEST_RADPS), FASTEST_RADPS)
+        self._pose = _moved(self._pose, linear, angular, seconds)
+        sign = self._settings.odometry_sign if self._is_turned else 1
+        self._odometry = _moved(self._odometry, sign * linear, sign * angular, seconds)
         self._velocity = (linear, angular)
-        self._path_m += linear * seconds
-        self._collided = self._collided or max(abs(x), abs(y)) > HALF_M
+        self._path_m += abs(linear) * seconds
+        self._collided = self._collided or max(abs(self._pose.x_m), abs(self._pose.y_m)) > HALF_M
 
     def _render(self) -> dict[str, npt.NDArray[np.generic]]:
         height, width = self._settings.image_height, self._settings.image_width
@@ -130,6 +150,14 @@ class SyntheticRobot:
             images[f"observation.images.{name}"] = rgb
             images[f"observation.depth.{name}"] = depth
         return images
+
+
+def _moved(pose: Pose, linear: float, angular: float, seconds: float) -> Pose:
+    """Return a pose after an arc."""
+    middle = pose.yaw_rad + angular * seconds / 2
+    x_m = pose.x_m + linear * seconds * math.cos(middle)
+    y_m = pose.y_m + linear * seconds * math.sin(middle)
+    return Pose(x_m, y_m, math.remainder(pose.yaw_rad + angular * seconds, math.tau))
 
 
 def _robot_spec(settings: SyntheticSettings) -> RobotSpec:

@@ -1,23 +1,30 @@
-"""Logs: a coloured console on a terminal, JSON lines on stdout elsewhere (journald adds the rest)."""
+"""Logs: a coloured console on a terminal, fields in the journal under systemd, JSON lines on stdout elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
+import threading
+import time
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
+from protocol.node import journal
+
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
     from structlog.typing import FilteringBoundLogger, Processor
 
 LEVELS = ("debug", "info", "warning", "error")
 FIELD_LIMIT = 2048
+FLOOD_BURST = 200
+FLOOD_PER_S = 20.0
+"""So many lines of one event pass at once, and so many a second then; journald takes 333 a second from a unit."""
 _TRACEBACK_LIMIT = 16384
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_BUT_NEWLINE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
@@ -32,18 +39,20 @@ def configure(daemon: str, *, level: str = "info") -> None:
 
     """
     is_terminal = sys.stderr.isatty()
+    is_journal = not is_terminal and (journal.is_journal(sys.stdout) or journal.is_journal(sys.stderr))
     structlog.configure(
         processors=[
+            FloodLimiter(),
             partial(_name_daemon, daemon),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso", utc=not is_terminal),
             structlog.processors.format_exc_info,
             _tame_fields,
-            _renderer(is_terminal=is_terminal),
+            journal.render if is_journal else _renderer(is_terminal=is_terminal),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr if is_terminal else sys.stdout),
+        logger_factory=_factory(is_terminal=is_terminal, is_journal=is_journal),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
@@ -78,6 +87,38 @@ class RepeatLimiter:
         return self._counts.pop(key, 0)
 
 
+class FloodLimiter:
+    """Processor: let so many lines of an event pass, count the others, and tell the counts with the next that passes.
+
+    ``suppressed`` is that next line's key: a map from event to count. Any thread may log.
+    """
+
+    def __init__(
+        self, burst: int = FLOOD_BURST, per_s: float = FLOOD_PER_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begin with a full allowance for every event."""
+        self._burst, self._per_s, self._clock = burst, per_s, clock
+        self._allowances: dict[str, tuple[float, float]] = {}
+        self._suppressed: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self, _logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Pass the line on, or raise DropEvent."""
+        event, now = str(fields.get("event", "")), self._clock()
+        with self._lock:
+            left, then = self._allowances.get(event, (float(self._burst), now))
+            left = min(float(self._burst), left + (now - then) * self._per_s)
+            if left < 1:
+                self._allowances[event] = (left, now)
+                self._suppressed[event] += 1
+                raise structlog.DropEvent
+            self._allowances[event] = (left - 1, now)
+            if self._suppressed:
+                fields["suppressed"] = dict(self._suppressed)
+                self._suppressed.clear()
+        return fields
+
+
 class _Forward(logging.Handler):
     """Bring what libraries log through ``logging`` into the same stream."""
 
@@ -95,6 +136,13 @@ def _renderer(*, is_terminal: bool) -> Processor:
     if is_terminal:
         return structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)
     return structlog.processors.JSONRenderer(default=repr)
+
+
+def _factory(*, is_terminal: bool, is_journal: bool) -> Callable[..., Any]:
+    if is_journal:
+        logger = journal.JournalLogger()
+        return lambda *_: logger
+    return structlog.PrintLoggerFactory(sys.stderr if is_terminal else sys.stdout)
 
 
 def _name_daemon(daemon: str, _logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

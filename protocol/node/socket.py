@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import http.client
 import json
 import os
@@ -108,17 +109,28 @@ class ControlSocket:
 
     name = "control_socket"
 
-    def __init__(self, path: Path, routes: Sequence[Route], *, audit: Path | None = None) -> None:
-        """Serve ``routes`` at ``path``; with ``audit`` mutating commands are appended to that file."""
+    def __init__(
+        self,
+        path: Path,
+        routes: Sequence[Route],
+        *,
+        audit: Path | None = None,
+        listener: socket.socket | None = None,
+    ) -> None:
+        """Serve ``routes`` at ``path``; with ``audit`` mutating commands are appended to that file.
+
+        ``listener`` is the socket that systemd opened at the path; it stays there when the daemon ends.
+        """
         self.listening = asyncio.Event()
+        self._listener = listener
         self._path = path
         self._routes = routes
         self._audit = AuditLog(audit) if audit is not None else None
 
     async def run(self) -> None:
-        """Listen until cancelled, then remove the socket."""
-        listener = _bind(self._path)
-        inode = self._path.lstat().st_ino
+        """Listen until cancelled, then remove the socket unless it is systemd's."""
+        listener = self._listener or _bind(self._path)
+        inode = self._path.lstat().st_ino if self._listener is None else None
         application = web.Application(middlewares=[_in_json])
         for route in self._routes:
             application.router.add_route(route.method, route.path, self._endpoint(route))
@@ -133,7 +145,7 @@ class ControlSocket:
             await runner.cleanup()
             listener.close()
             with contextlib.suppress(FileNotFoundError):
-                if self._path.lstat().st_ino == inode:
+                if inode is not None and self._path.lstat().st_ino == inode:
                     self._path.unlink()
 
     def _endpoint(self, route: Route) -> Callable[[web.Request], Awaitable[web.Response]]:
@@ -169,6 +181,23 @@ async def read_request(http_request: web.Request) -> Request:
         raise RequestError(400, f"request body: more than {MAX_DEPTH} objects and lists within each other")
     params, query = dict(http_request.match_info), dict(http_request.query)
     return Request(params, query, body, uid, pid, http_request.method, http_request.path)
+
+
+def turn_away(listener: socket.socket, reason: str) -> None:
+    """Tell whoever waits at systemd's socket that the daemon cannot start; an unanswered call would start it again."""
+    listener.setblocking(False)
+    content = json.dumps({"ok": False, "error": reason}) + "\n"
+    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    answer = f"{head}Content-Length: {len(content.encode())}\r\n\r\n{content}".encode()
+    while True:
+        try:
+            caller, _ = listener.accept()
+        except OSError:
+            return
+        with caller, contextlib.suppress(OSError):
+            caller.settimeout(0.2)
+            caller.recv(1 << 16)  # closed with something unread, the connection would end in an error
+            caller.sendall(answer)
 
 
 class ControlError(RoverError):
@@ -212,6 +241,8 @@ class ControlClient:
         except (FileNotFoundError, ConnectionRefusedError) as error:
             hint = "is the daemon running? start it or give --control-socket"
             raise ControlError(f"{self.path}: no daemon answers here; {hint}") from error
+        except PermissionError as error:
+            raise ControlError(f"{self.path}: not allowed; {_who_may(self.path)}") from error
         except TimeoutError as error:
             raise ControlError(f"{self.path}: {method} {path}: no answer within {self.timeout_s:g} s") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -221,6 +252,15 @@ class ControlClient:
         if not payload.get("ok"):
             raise ControlError(str(payload.get("error", "refused without a reason")), response.status)
         return dict(payload)
+
+
+def _who_may(path: Path) -> str:
+    """Say how to be let in, as far as the socket can be seen."""
+    try:
+        group = grp.getgrgid(path.stat().st_gid).gr_name
+    except (OSError, KeyError):
+        return "ask who administers this machine"
+    return f"members of group {group} may: sudo usermod -aG {group} USER, then log in anew"
 
 
 class _UnixConnection(http.client.HTTPConnection):

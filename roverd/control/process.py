@@ -4,7 +4,13 @@ At t_k it asks the driving policy for a decision (every n-th tick); at exactly t
 proposal after safety, and reports what it did. ``rate_hz = 0`` is lock-step: tick k is when observation k is there, and
 the proposal is waited for, so that a run is deterministic. Both modes share every line but the waiting.
 
-Start: ``python -m roverd.control.process LINK_FD RING_FD``; the first message on the link is the configuration.
+Overrun: ticks whose time is past are skipped, never caught up, and leave a gap in the tick numbers. Between two ticks
+control goes on looking at the age of the newest observation, so that a robot whose roverd or camera hangs is stopped
+when the limit is reached and not a period later.
+
+Start: ``python -m roverd.control.process LINK_FD RING_FD [BEAT_FD PID_FD]``; the first message on the link is the
+configuration. With the last two it is the warm spare (see roverd/control/spare.py). In lock-step there is no spare:
+with control's state gone two runs could not be equal, so roverd ends with an error instead.
 """
 
 from __future__ import annotations
@@ -13,131 +19,132 @@ import gc
 import os
 import select
 import socket
-import struct
 import sys
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from protocol.spec import RobotSpec
 from protocol.step import Intervention
-from roverd.control import wire
-from roverd.control.actuator import Actuator, SimulatedActuator
+from roverd.control import actuator, realtime, safety, wire
+from roverd.control.corridor import Corridor, FrameWatch
 from roverd.control.ring import RingReader
-from roverd.control.safety import POLICY, SCRIPTED, Corridor, Limits, decide
+from roverd.control.slots import Held, PolicySlots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from protocol.spec import Camera
 
 NAN = float("nan")
-STANDBYS = 2
 LOCK_STEP_PATIENCE_S = 30.0
 """A policy that answers no tick for so long in lock-step counts as dead."""
-
-
-@dataclass
-class Held:
-    """The proposal in force and the ticks it may be used for."""
-
-    proposal: wire.Proposal
-    slot: int
-    until: int
+BEAT_NS = 20_000_000
+FOREVER_NS = 1 << 62
 
 
 class Control:
     """Run ticks until roverd closes the link."""
 
-    def __init__(self, link: socket.socket, ring_fd: int, config: dict[str, Any], actuator: Actuator) -> None:
-        """Take the configuration of roverd (spec, rate_hz, limits, geometry)."""
+    def __init__(self, link: socket.socket, ring_fd: int, config: dict[str, Any]) -> None:
+        """Take the configuration of roverd: specs, rate_hz, limits, geometry, the actuator."""
         spec = RobotSpec.from_map(config["robot"])
         self._link = link
         self._layout = wire.Layout(len(spec.action), len(spec.state) + int(config["task_size"]))
         self._ring = RingReader(ring_fd, spec.cameras)
-        self._actuator = actuator
-        self._limits = Limits(
-            **{
-                **config["limits"],
-                **{key: tuple(config["limits"][key]) for key in ("low", "high", "safe_action")},
-            }
-        )
+        self._rate_hz = float(config["rate_hz"])
+        self._limits = safety.Limits.from_map(config["limits"])
         self._repeat = spec.action_repeat
         self._delay_ns = int(spec.action_delay_ms * 1e6)
-        self._rate_hz = float(config["rate_hz"])
-        depth = [camera for camera in spec.cameras if camera.kind == "depth"]
-        self._depth_key = depth[0].key if depth else ""
-        self._corridor = (
-            Corridor(depth[0].height, depth[0].width, depth[0].horizontal_fov_deg, **config["geometry"])
-            if depth
-            else None
-        )
-        self._policies: list[socket.socket | None] = [None] * STANDBYS
-        self._active = 0
-        self._scripted = [False] * STANDBYS
+        self._find_sensors(spec, config)
+        self._actuator = actuator.GuardedActuator(actuator.load(config, spec), self._tell_actuator)
+        self._slots = PolicySlots(self._layout, is_clocked=self._rate_hz > 0, on_shadow=self._tell)
         self._seen: wire.Seen | None = None
         self._seen_is_new = False
         self._force_decision = False
+        self._next_active: int | None = None
         self._held: Held | None = None
-        self._human: wire.Human | None = None
+        self._wheel: safety.Wheel | None = None
         self._e_stop = False
-        self._is_stopped = False
+        self._memory = safety.start(self._limits)
+        self._in_flight = self._memory.last
         self._clearance: float | None = None
         self._clearance_generation = -1
+        self._is_frozen = False
         self._tick = 0
         self._decision = 0
         self._tick_in_decision = 0
-        self._in_flight = self._limits.safe_action
+        self._is_safe = True
+        self._extra_flags = 0
         self._zero = (0.0,) * self._layout.actions
+        self._spare: socket.socket | None = None
+        self._beat_at_ns = FOREVER_NS
         self._running = True
         self._dropped = 0
+
+    def _find_sensors(self, spec: RobotSpec, config: dict[str, Any]) -> None:
+        names = [element.name for element in spec.state]
+        self._states = len(names)
+        self._places = {name: names.index(name) if name in names else -1 for name in ("linear_vel", "roll", "pitch")}
+        camera = forward_camera(spec)
+        self._depth_key = camera.key if camera else ""
+        self._corridor = (
+            Corridor(camera.height, camera.width, camera.horizontal_fov_deg, **config["geometry"]) if camera else None
+        )
+        self._frames = FrameWatch(int(config["frozen_after_ns"]))
 
     def run(self) -> None:
         """Serve until roverd is gone; always leaves the actuator at the safe action."""
         try:
-            try:
-                self._link.send(bytes([wire.READY]))
-            except OSError:  # roverd was stopped meanwhile
-                return
+            self._make_safe()
             if self._rate_hz > 0:
                 self._run_clocked()
             else:
                 self._run_lock_step()
         finally:
-            self._actuator.write(self._limits.safe_action)
+            self._make_safe()
+            self._actuator.close()
+
+    def take_over(self, beat: wire.Beat, reason: str) -> None:
+        """Become the one that drives, for one that is gone: stop the robot, say so, and count on where it was."""
+        self._make_safe()
+        self._tick, self._decision = beat.tick + 1, beat.decision + 1  # it may have begun one more than it told
+        self._force_decision = True
+        self._extra_flags = int(Intervention.TOOK_OVER)
+        self._tell(bytes([wire.TOOK_OVER]) + reason.encode())
 
     # -- the two ways of waiting ------------------------------------------------------------------------------------
 
     def _run_lock_step(self) -> None:
         while self._running:
-            self._receive()
-            if self._seen_is_new:
-                self._lock_step_tick()
-
-    def _lock_step_tick(self) -> None:
-        seen = self._begin_tick()
-        asked = self._ask(seen, deadline_ns=0)
-        proposal = self._wait_for_proposal(time.monotonic() + LOCK_STEP_PATIENCE_S) if asked else None
-        self._finish_tick(seen, asked=asked, proposal=proposal, tick_ns=seen.stamp_ns, late=False)
+            self._serve(FOREVER_NS, lambda: self._seen_is_new)
+            if self._seen_is_new and self._running:
+                seen = self._begin_tick()
+                if asked := self._ask(seen, deadline_ns=0):
+                    patience_ns = int(LOCK_STEP_PATIENCE_S * 1e9)
+                    self._serve(time.monotonic_ns() + patience_ns, lambda: self._slots.is_answered)
+                self._finish_tick(seen, asked=asked, tick_ns=seen.stamp_ns, late_ns=0, repeated=False)
 
     def _run_clocked(self) -> None:
         period_ns = round(1e9 / self._rate_hz)
-        next_ns = time.monotonic_ns() + period_ns
-        while self._running:
-            if not self._serve_until(next_ns):
-                return
-            tick_ns, next_ns = next_ns, next_ns + period_ns
-            behind = time.monotonic_ns() - next_ns
-            if behind > 0:  # overrun: the ticks that can no longer be on time are skipped, never caught up
-                next_ns += (behind // period_ns + 1) * period_ns
+        tick_ns = time.monotonic_ns() + period_ns
+        while self._serve(tick_ns):
+            skipped = (time.monotonic_ns() - tick_ns) // period_ns
+            tick_ns += skipped * period_ns
             if self._seen is not None:
+                self._tick += skipped
                 self._clocked_tick(tick_ns)
+            tick_ns += period_ns
 
     def _clocked_tick(self, tick_ns: int) -> None:
+        late_ns = time.monotonic_ns() - tick_ns
         repeated = not self._seen_is_new
         seen = self._begin_tick()
         deadline_ns = tick_ns + self._delay_ns
         asked = self._ask(seen, deadline_ns)
-        proposal = self._wait_for_proposal(deadline_ns * 1e-9) if asked else None
-        self._serve_until(deadline_ns)
-        self._finish_tick(seen, asked=asked, proposal=proposal, tick_ns=tick_ns, late=repeated)
+        self._serve(deadline_ns)
+        self._finish_tick(seen, asked=asked, tick_ns=tick_ns, late_ns=late_ns, repeated=repeated)
 
     # -- one tick ---------------------------------------------------------------------------------------------------
 
@@ -148,11 +155,16 @@ class Control:
             seen = self._seen = seen._replace(flags=seen.flags & ~(wire.RESET | wire.DECIDE))
         self._seen_is_new = False
         self._tick += 1
+        if self._next_active is not None and self._slots.order(self._next_active):
+            self._held = None
+            self._force_decision = True
+        self._next_active = None
         if seen.flags & wire.RESET:
             self._held = None
-            self._in_flight = self._limits.safe_action
-            self._is_stopped = False
-            self._human = None
+            self._memory = safety.start(self._limits, self._memory.last if self._rate_hz > 0 else None)
+            if self._wheel is not None and not self._wheel.locks:
+                self._wheel = None
+        self._in_flight = self._memory.last
         due = self._tick_in_decision + 1 >= self._repeat or self._force_decision or self._decision == 0
         if due or seen.flags & (wire.RESET | wire.DECIDE):
             self._decision += 1
@@ -160,11 +172,11 @@ class Control:
             self._force_decision = False
         else:
             self._tick_in_decision += 1
+        self._beat()
         return seen
 
     def _ask(self, seen: wire.Seen, deadline_ns: int) -> bool:
-        policy = self._policies[self._active]
-        if self._tick_in_decision != 0 or policy is None:
+        if self._tick_in_decision != 0:
             return False
         request = wire.Tick(
             seen.flags | wire.DECIDE,
@@ -176,168 +188,152 @@ class Control:
             self._in_flight,
             seen.vector,
         )
-        try:
-            policy.send(self._layout.pack_tick(request), socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True  # it has not answered for hundreds of ticks; the missing proposal is what counts
-        except OSError:
-            self._lose_policy(self._active)
-            return False
-        return True
+        return self._slots.ask(request)
 
-    def _wait_for_proposal(self, until_s: float) -> wire.Proposal | None:
-        while self._running:
-            policy = self._policies[self._active]
-            remaining = until_s - time.monotonic()
-            if policy is None or remaining <= 0:
-                return None
-            ready, _, _ = select.select([policy, self._link], [], [], remaining)
-            if self._link in ready:
-                self._receive()
-            if policy not in ready:
-                continue
-            proposal = self._read_proposal(self._active)
-            if proposal is not None and proposal.tick == self._tick:
-                return None if proposal.flags & wire.NOTHING else proposal
-        return None
-
-    def _read_proposal(self, slot: int) -> wire.Proposal | None:
-        policy = self._policies[slot]
-        if policy is None:
-            return None
-        try:
-            message = policy.recv(wire.MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        except OSError:
-            message = b""
-        if not message:
-            self._lose_policy(slot)
-            return None
-        try:
-            return self._layout.unpack_proposal(message)
-        except struct.error:
-            self._lose_policy(slot)  # what it says can no longer be trusted; its EOF makes roverd start it anew
-            return None
-
-    def _lose_policy(self, slot: int) -> None:
-        lost = self._policies[slot]
-        if lost is not None:
-            lost.close()
-        self._policies[slot] = None
-        if self._held is not None and self._held.slot == slot:
+    def _hold(self, *, asked: bool) -> Held | None:
+        """Return the proposal in force: a new one on the tick that asked, else the one that is held."""
+        if self._tick_in_decision == 0:
+            self._held = self._slots.chosen(self._tick + self._repeat - 1) if asked else None
+            self._slots.close()
+        elif self._held is not None and self._tick > self._held.until:
             self._held = None
+        elif self._held is not None and self._held.slot != self._slots.active:
+            self._held = self._slots.chosen(self._held.until)  # its process is gone; the standby answered this too
+        return self._held
 
-    def _finish_tick(
-        self, seen: wire.Seen, *, asked: bool, proposal: wire.Proposal | None, tick_ns: int, late: bool
-    ) -> None:
-        if proposal is not None:
-            self._held = Held(proposal, self._active, self._tick + min(proposal.ticks, self._repeat) - 1)
-        elif asked or (self._held is not None and self._tick > self._held.until):
-            self._held = None
-        held = self._held
-        clearance = self._measure(seen)
-        human = self._human_action(seen.stamp_ns)
-        verdict = decide(
-            self._limits,
+    def _finish_tick(self, seen: wire.Seen, *, asked: bool, tick_ns: int, late_ns: int, repeated: bool) -> None:
+        held = self._hold(asked=asked)
+        newest = self._seen or seen
+        sensed = self._sense(newest)
+        is_scripted = held is not None and not held.proposal.flags & wire.HAS_BEHAVIOUR
+        request = safety.Request(
             proposal=held.proposal.action if held else None,
-            proposal_source=SCRIPTED if held and not held.proposal.flags & wire.HAS_BEHAVIOUR else POLICY,
-            human=human,
+            proposal_source=safety.SCRIPTED if is_scripted else safety.POLICY,
+            wheel=self._wheel,
             e_stop=self._e_stop,
-            clearance_m=clearance,
-            age_ns=self._age(seen),
-            was_stopped=self._is_stopped,
         )
-        self._is_stopped = verdict.is_stopped
-        self._actuator.write(verdict.action)
-        flags = verdict.interventions | (Intervention.OBSERVATION_REPEATED if late else 0)
-        self._report(seen, held, human, verdict.action, verdict.source, int(flags), clearance, tick_ns)
-        self._in_flight = verdict.action
+        human = self._wheel.action if self._wheel is not None and sensed.now_ns <= self._wheel.until_ns else None
+        verdict, self._memory = safety.decide(self._limits, request, sensed, self._memory)
+        self._wheel = verdict.wheel
+        if not self._write(verdict.action):
+            self._extra_flags |= Intervention.ACTUATOR_FAILED
+        self._is_safe = verdict.action == safety.safe(self._limits, verdict.action)
+        flags = verdict.interventions | self._extra_flags | (Intervention.OBSERVATION_REPEATED if repeated else 0)
+        if held is not None and held.slot != self._slots.ordered:
+            flags |= Intervention.FAILOVER
+        if self._slots.late:
+            flags |= Intervention.LATE
+        self._slots.late = self._extra_flags = 0
+        self._report(seen, held, human, verdict._replace(interventions=int(flags)), (tick_ns, late_ns))
 
     def _report(
         self,
         seen: wire.Seen,
         held: Held | None,
-        human: tuple[float, ...] | None,
-        action: tuple[float, ...],
-        source: int,
-        flags: int,
-        clearance: float | None,
-        tick_ns: int,
+        human: wire.Floats | None,
+        verdict: safety.Verdict,
+        times_ns: tuple[int, int],
     ) -> None:
         proposal = held.proposal if held else None
         has = (wire.HAS_HUMAN if human is not None else 0) | (
             (wire.HAS_POLICY | proposal.flags & wire.HAS_BEHAVIOUR) if proposal else 0
         )
-        applied_ns = time.monotonic_ns() if self._rate_hz > 0 else tick_ns + self._delay_ns
-        message = self._layout.pack_applied(
-            wire.Applied(
-                source=source,
-                has=has,
-                policy_slot=held.slot if held else -1,
-                interventions=flags,
-                tick=self._tick,
-                generation=seen.generation,
-                decision=self._decision,
-                tick_in_decision=self._tick_in_decision,
-                policy_counter=proposal.policy_counter if proposal else 0,
-                tick_ns=tick_ns,
-                applied_ns=applied_ns,
-                clearance_m=NAN if clearance is None else clearance,
-                log_prob=proposal.log_prob if proposal else 0.0,
-                action=action,
-                in_flight=self._in_flight,
-                policy_action=proposal.action if proposal else self._zero,
-                human_action=human if human is not None else self._zero,
-                u=proposal.u if proposal else self._zero,
-                mean=proposal.mean if proposal else self._zero,
-                log_std=proposal.log_std if proposal else self._zero,
-            )
+        tick_ns, late_ns = times_ns
+        applied = wire.Applied(
+            source=verdict.source,
+            has=has,
+            policy_slot=held.slot if held else -1,
+            interventions=verdict.interventions,
+            tick=self._tick,
+            generation=seen.generation,
+            decision=self._decision,
+            tick_in_decision=self._tick_in_decision,
+            policy_counter=proposal.policy_counter if proposal else 0,
+            tick_ns=tick_ns,
+            applied_ns=time.monotonic_ns() if self._rate_hz > 0 else tick_ns + self._delay_ns,
+            clearance_m=NAN if self._clearance is None else self._clearance,
+            log_prob=proposal.log_prob if proposal else 0.0,
+            action=verdict.action,
+            in_flight=self._in_flight,
+            policy_action=proposal.action if proposal else self._zero,
+            human_action=human if human is not None else self._zero,
+            u=proposal.u if proposal else self._zero,
+            mean=proposal.mean if proposal else self._zero,
+            log_std=proposal.log_std if proposal else self._zero,
+            late_ns=late_ns,
         )
-        try:
-            self._link.send(message, 0 if self._rate_hz == 0 else socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._dropped += 1  # visible to roverd as a gap in tick numbers
-        except OSError:
-            self._running = False
+        self._tell(self._layout.pack_applied(applied))
 
-    def _measure(self, seen: wire.Seen) -> float | None:
-        if self._corridor is None:
-            return None
-        image_generation = seen.generation if seen.flags & wire.IMAGES else self._clearance_generation
-        if image_generation != self._clearance_generation or self._clearance is None:
-            self._clearance = self._corridor.clearance_m(self._ring.slots[seen.slot][self._depth_key])
-            self._clearance_generation = seen.generation
-        return self._clearance
+    def _sense(self, seen: wire.Seen) -> safety.Sensed:
+        self._look(seen)
+        values = {name: seen.vector[place] if place >= 0 else None for name, place in self._places.items()}
+        # in lock-step the clock stands still while the policy thinks, and the images of a decision are held with it
+        now_ns = time.monotonic_ns() if self._rate_hz > 0 else seen.stamp_ns
+        return safety.Sensed(
+            now_ns=now_ns,
+            age_ns=now_ns - (_oldest_ns(seen) if self._rate_hz > 0 or seen.flags & wire.IMAGES else seen.stamp_ns),
+            clearance_m=self._clearance,
+            frame=self._clearance_generation,
+            is_frozen=self._is_frozen,
+            speed_mps=values["linear_vel"],
+            roll_rad=values["roll"],
+            pitch_rad=values["pitch"],
+            is_finite=all(abs(value) < float("inf") for value in seen.vector[: self._states]),
+        )
 
-    def _age(self, seen: wire.Seen) -> int:
-        now = time.monotonic_ns() if self._rate_hz > 0 else seen.stamp_ns
-        return now - (seen.image_stamp_ns or seen.stamp_ns)
+    def _look(self, seen: wire.Seen) -> None:
+        """Measure the newest depth image, once."""
+        is_fresh = seen.flags & wire.IMAGES and seen.generation != self._clearance_generation
+        if self._corridor is None or not (is_fresh or self._clearance is None):
+            return
+        depth = self._ring.slots[seen.slot][self._depth_key]
+        self._clearance = self._corridor.clearance_m(depth)
+        self._clearance_generation = seen.generation
+        if self._rate_hz > 0:
+            self._is_frozen = self._frames.see(depth, seen.image_stamp_ns)
 
-    def _human_action(self, now_ns: int) -> tuple[float, ...] | None:
-        if self._human is None:
-            return None
-        if now_ns > self._human.until_ns:
-            self._human = None
-            return None
-        return self._human.action
+    # -- the actuator -----------------------------------------------------------------------------------------------
+
+    def _write(self, action: wire.Floats) -> bool:
+        return self._actuator.write(action, safety.safe(self._limits, action))
+
+    def _make_safe(self) -> None:
+        """Command the safe action now, not at the next tick."""
+        action = safety.safe(self._limits, self._memory.last)
+        self._actuator.write(action, action)
+        self._memory = self._memory._replace(last=action, change=self._zero)
+        self._is_safe = True
+
+    def _tell_actuator(self, failure: str) -> None:
+        self._tell(bytes([wire.ACTUATOR]) + failure.encode()[:1000])
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def _serve_until(self, until_ns: int) -> bool:
-        """Read messages until a time; return False when told to stop."""
-        while self._running:
-            remaining = (until_ns - time.monotonic_ns()) * 1e-9
-            if remaining <= 0:
+    def _serve(self, until_ns: int, is_over: Callable[[], bool] = lambda: False) -> bool:
+        """Answer messages until a time or until something is over; return False when told to stop."""
+        while self._running and not is_over():
+            now_ns = time.monotonic_ns()
+            if now_ns >= self._beat_at_ns:
+                self._beat()
+            if now_ns >= until_ns:
                 break
-            sockets = [self._link, *(policy for policy in self._policies if policy is not None)]
-            ready, _, _ = select.select(sockets, [], [], remaining)
+            stale_ns = self._stale_at_ns()
+            if now_ns >= stale_ns:
+                self._make_safe()
+                continue
+            wake_ns = min(until_ns, self._beat_at_ns, stale_ns)
+            timeout_s = None if wake_ns == FOREVER_NS else (wake_ns - now_ns) * 1e-9
+            ready, _, _ = select.select([self._link, *self._slots.sockets], [], [], timeout_s)
             if self._link in ready:
                 self._receive()
-            for slot, policy in enumerate(self._policies):
-                if policy is not None and policy in ready:
-                    self._read_proposal(slot)  # too late: it belongs to an old observation and is never applied
+            self._slots.read(ready)
         return self._running
+
+    def _stale_at_ns(self) -> int:
+        """Return when the newest observation will be too old to move by, if the robot moves."""
+        if self._seen is None or self._is_safe or self._rate_hz == 0:
+            return FOREVER_NS
+        return _oldest_ns(self._seen) + self._limits.stale_after_ns
 
     def _receive(self) -> None:
         try:
@@ -349,27 +345,39 @@ class Control:
         if not message:
             self._running = False  # roverd is gone; run() commands the safe action
             return
-        self._obey(message, fds)
+        self._obey(message, [socket.socket(fileno=fd) for fd in fds])
 
-    def _obey(self, message: bytes, fds: list[int]) -> None:
+    def _obey(self, message: bytes, sockets: list[socket.socket]) -> None:
         match message[0]:
+            case wire.ACTIVE | wire.STANDBY | wire.ATTACH:
+                self._arrange(message, sockets)
+            case wire.SPARE:
+                self._spare = sockets.pop()
+                self._spare.setblocking(False)
+                self._beat()
             case wire.SEEN:
                 self._see(self._layout.unpack_seen(message))
             case wire.HUMAN:
-                self._human = self._layout.unpack_human(message)
+                human = self._layout.unpack_human(message)
+                self._wheel = safety.Wheel(human.action, human.until_ns, human.locks)
+            case wire.RELEASE:
+                self._wheel = None
             case wire.E_STOP:
                 self._e_stop = True
                 self._held = None
-                self._actuator.write(self._limits.safe_action)  # now, not at the next tick
+                self._make_safe()
             case wire.CLEAR:
                 self._e_stop = False
-            case wire.ACTIVE:
-                self._active = message[1]
-                self._held = None
-                self._force_decision = True
-            case wire.ATTACH:
-                self._lose_policy(message[1])
-                self._policies[message[1]] = socket.socket(fileno=fds[0])
+
+    def _arrange(self, message: bytes, sockets: list[socket.socket]) -> None:
+        """Do what roverd says of the policy processes."""
+        kind, slot = message[0], message[1]
+        if kind == wire.STANDBY:
+            self._slots.set_role(slot, message[2])
+        elif kind == wire.ATTACH:
+            self._slots.attach(slot, sockets.pop())
+        else:
+            self._next_active = slot  # from the next tick on: the one under way was asked of another
 
     def _see(self, seen: wire.Seen) -> None:
         is_idle = bool(seen.flags & wire.IDLE)
@@ -377,18 +385,72 @@ class Control:
         self._seen_is_new = not is_idle
         if is_idle:
             self._held = None
-            self._actuator.write(self._limits.safe_action)
+            self._make_safe()
+        elif self._rate_hz > 0:
+            self._look(seen)  # now, for there is no time for it when the action is due
+
+    def _tell(self, message: bytes) -> None:
+        try:
+            self._link.send(message, 0 if self._rate_hz == 0 else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._dropped += 1  # visible to roverd as a gap in tick numbers
+        except OSError:
+            self._running = False
+
+    def _beat(self) -> None:
+        """Tell the spare that this process lives; without a spare there is nobody to tell."""
+        if self._spare is None:
+            return
+        self._beat_at_ns = time.monotonic_ns() + BEAT_NS
+        try:
+            self._spare.send(wire.pack_beat(wire.Beat(self._tick, self._decision)))
+        except BlockingIOError:
+            self._tell(bytes([wire.SPARE]))  # it has read nothing for seconds
+        except OSError:
+            self._spare.close()
+            self._spare, self._beat_at_ns = None, FOREVER_NS
+
+
+def forward_camera(spec: RobotSpec) -> Camera | None:
+    """Return the depth camera that looks ahead: the first that is not called rear."""
+    return next((c for c in spec.cameras if c.kind == "depth" and not c.name.startswith("rear")), None)
+
+
+def _oldest_ns(seen: wire.Seen) -> int:
+    """Return when the older of state and images was captured."""
+    return min(seen.stamp_ns, seen.image_stamp_ns or seen.stamp_ns)
+
+
+def settle(config: dict[str, Any]) -> dict[str, Any]:
+    """Get punctual, where the clock is real and wanted so; return what the kernel granted."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # nothing here makes cycles; a collection would be a late tick
+    if not config["realtime"]:
+        return realtime.ordinary()
+    if config["cpus"]:
+        os.sched_setaffinity(0, config["cpus"])
+    return realtime.apply(realtime.CONTROL_PRIORITY, realtime.CONTROL_NICE, locks_memory=True)
 
 
 def main() -> None:
     """Read the configuration from the inherited link and run."""
+    realtime.ignore_group_signals()
     link = socket.socket(fileno=int(sys.argv[1]))
     config = msgpack.unpackb(link.recv(wire.MAX_MESSAGE_BYTES))
-    control = Control(link, int(sys.argv[2]), config, SimulatedActuator())
-    gc.collect()
-    gc.freeze()
-    gc.disable()  # nothing here makes cycles; a collection would be a late tick
-    control.run()
+    control = Control(link, int(sys.argv[2]), config)
+    report = settle(config)
+    try:
+        link.send(bytes([wire.READY]) + msgpack.packb(report))
+        if len(sys.argv) > 3:
+            from roverd.control.spare import Spare  # noqa: PLC0415 - it needs what this module defines
+
+            beat = socket.socket(fileno=int(sys.argv[3]))
+            Spare(control, link, beat, int(sys.argv[4]), is_punctual=report["fifo"]).run()
+        else:
+            control.run()
+    except OSError:  # roverd was stopped meanwhile
+        pass
     os._exit(0)
 
 

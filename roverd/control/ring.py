@@ -75,6 +75,42 @@ class RingWriter:
         os.close(self.fd)
 
 
+class SlotKeeper:
+    """Say which slot may be written, so that no reader's slot is written while it reads.
+
+    A slot is free again when (a) APPLIED has named a generation newer than the slot's, so that nobody is asked about it
+    any more, and (b) some time has passed since its successor was shown, for a standby that reads it without being
+    waited for. What a process that stood still in the middle of a frame then reads may be torn, but its proposal is for
+    a tick that is past, and is refused.
+    """
+
+    def __init__(self, reuse_after_ns: int) -> None:
+        """Begin with every slot free; ``reuse_after_ns`` is two control periods, 0 in lock-step."""
+        self._reuse_after_ns = reuse_after_ns
+        self._generations = [0] * SLOTS
+        self._succeeded_ns = [0] * SLOTS
+        self._applied = 0
+        self.newest = 0
+
+    def free(self, now_ns: int) -> int | None:
+        """Return the slot to write next, None where it may still be read: then the frame is dropped."""
+        slot = (self.newest + 1) % SLOTS
+        if self._generations[slot] == 0:
+            return slot
+        is_past = self._generations[slot] < self._applied
+        return slot if is_past and now_ns - self._succeeded_ns[slot] >= self._reuse_after_ns else None
+
+    def show(self, slot: int, generation: int, now_ns: int) -> None:
+        """Note that a slot holds the images of a generation, and who is its predecessor."""
+        self._succeeded_ns[self.newest] = now_ns
+        self._generations[slot] = generation
+        self.newest = slot
+
+    def applied(self, generation: int) -> None:
+        """Note that control acted on a generation."""
+        self._applied = max(self._applied, generation)
+
+
 class RingReader:
     """Another process's read-only view of the slots."""
 

@@ -8,10 +8,19 @@ vectors are float32 in the units of the RobotSpec.
     control --TICK-->    policy    decide now: the observation and the action in flight
     policy  --PROPOSAL-> control   an action, valid for the ticks it names
     control --APPLIED--> roverd    what was really applied, and why
-    roverd  --HUMAN, E_STOP, CLEAR, ACTIVE, ATTACH--> control
+    roverd  --HUMAN, RELEASE, E_STOP, CLEAR, ACTIVE, STANDBY, ATTACH, SPARE--> control
+    control --SHADOWED-> roverd    what a standby that only shadows would have done
+    control --ACTUATOR-> roverd    the actuator failed (a text), or works again (an empty one)
+    control --BEAT-->    spare     I live, and this is where I am
+    control --SPARE-->   roverd    the spare does not listen any more
+    spare   --TOOK_OVER-> roverd   control is gone or hangs; I drive now, and know no policy yet
 
 A policy process drains to the newest TICK. Start-up: the first message each child gets is a msgpack map (its
-configuration); it answers with the single byte READY once it can serve.
+configuration); once it can serve it answers READY with a msgpack map behind it: what the kernel granted it.
+
+ATTACH brings, as a descriptor, control's end of a new socket pair to the policy process of a slot (``policy_attach``
+brings that process the other end, on its own link: it keeps its loaded policy). SPARE brings the end of the socket pair
+on which control beats for its spare. A slot's death is noticed at the EOF of its socket by both who hold one.
 """
 
 from __future__ import annotations
@@ -20,6 +29,7 @@ import struct
 from typing import NamedTuple
 
 SEEN, TICK, PROPOSAL, APPLIED, HUMAN, E_STOP, CLEAR, ACTIVE, ATTACH, READY = range(1, 11)
+STANDBY, RELEASE, SHADOWED, TOOK_OVER, ACTUATOR, BEAT, SPARE = range(11, 18)
 MAX_MESSAGE_BYTES = 65536
 
 RESET = 1
@@ -40,6 +50,10 @@ HAS_BEHAVIOUR = 4
 
 NOTHING = 128
 """A proposal that says: no action for this tick."""
+
+NO_ROLE, SHADOW, FALLBACK = range(3)
+"""What a standby is for (the byte behind STANDBY and its slot): nothing; it is asked and its answers are reported but
+never applied; it is asked and its answer is applied when the one that drives gives none."""
 
 Floats = tuple[float, ...]
 
@@ -107,13 +121,36 @@ class Applied(NamedTuple):
     u: Floats
     mean: Floats
     log_std: Floats
+    late_ns: int = 0
+    """How long after ``tick_ns`` the tick began; 0 in lock-step."""
 
 
 class Human(NamedTuple):
-    """A human's action, valid until a time on the clock of ``Seen.stamp_ns``."""
+    """A human's action, valid until a time on the clock of ``Seen.stamp_ns``.
+
+    With ``locks`` nobody else may drive when it has expired, until RELEASE.
+    """
 
     until_ns: int
     action: Floats
+    locks: bool = False
+
+
+class Shadowed(NamedTuple):
+    """What the standby answered to a tick that it only shadowed."""
+
+    slot: int
+    is_on_time: bool
+    tick: int
+    latency_ns: int
+    action: Floats
+
+
+class Beat(NamedTuple):
+    """Where control is, for a spare that must go on counting: no tick or decision number is used twice."""
+
+    tick: int
+    decision: int
 
 
 class Layout:
@@ -125,8 +162,9 @@ class Layout:
         self._seen = struct.Struct(f"<BBHQqq{vector}f")
         self._tick = struct.Struct(f"<BBHQQQq{actions}f{vector}f")
         self._proposal = struct.Struct(f"<BBHQQQqd{4 * actions}f")
-        self._applied = struct.Struct(f"<BBBbIQQQHQqqfd{7 * actions}f")
-        self._human = struct.Struct(f"<Bq{actions}f")
+        self._applied = struct.Struct(f"<BBBbIQQQHQqqqfd{7 * actions}f")
+        self._human = struct.Struct(f"<BBq{actions}f")
+        self._shadowed = struct.Struct(f"<BBBQq{actions}f")
 
     def pack_seen(self, m: Seen) -> bytes:
         """Return a SEEN message."""
@@ -188,6 +226,7 @@ class Layout:
             m.policy_counter,
             m.tick_ns,
             m.applied_ns,
+            m.late_ns,
             m.clearance_m,
             m.log_prob,
             *m.action,
@@ -202,15 +241,37 @@ class Layout:
     def unpack_applied(self, message: bytes) -> Applied:
         """Read an APPLIED message."""
         values = self._applied.unpack(message)
-        a, rest = self.actions, values[14:]
+        a, rest = self.actions, values[15:]
         vectors = [tuple(rest[i * a : (i + 1) * a]) for i in range(7)]
-        return Applied(*values[1:14], *vectors)
+        return Applied(*values[1:12], *values[13:15], *vectors)._replace(late_ns=values[12])
 
     def pack_human(self, m: Human) -> bytes:
         """Return a HUMAN message."""
-        return self._human.pack(HUMAN, m.until_ns, *m.action)
+        return self._human.pack(HUMAN, m.locks, m.until_ns, *m.action)
 
     def unpack_human(self, message: bytes) -> Human:
         """Read a HUMAN message."""
-        _, until, *action = self._human.unpack(message)
-        return Human(until, tuple(action))
+        _, locks, until, *action = self._human.unpack(message)
+        return Human(until, tuple(action), bool(locks))
+
+    def pack_shadowed(self, m: Shadowed) -> bytes:
+        """Return a SHADOWED message."""
+        return self._shadowed.pack(SHADOWED, m.slot, m.is_on_time, m.tick, m.latency_ns, *m.action)
+
+    def unpack_shadowed(self, message: bytes) -> Shadowed:
+        """Read a SHADOWED message."""
+        _, slot, is_on_time, tick, latency, *action = self._shadowed.unpack(message)
+        return Shadowed(slot, bool(is_on_time), tick, latency, tuple(action))
+
+
+_BEAT = struct.Struct("<BQQ")
+
+
+def pack_beat(m: Beat) -> bytes:
+    """Return a BEAT message."""
+    return _BEAT.pack(BEAT, *m)
+
+
+def unpack_beat(message: bytes) -> Beat:
+    """Read a BEAT message."""
+    return Beat(*_BEAT.unpack(message)[1:])

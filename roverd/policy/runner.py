@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -18,15 +18,28 @@ if TYPE_CHECKING:
     from roverd.control.ring import Views
 
 LOG_2PI = math.log(2 * math.pi)
-WARM_UP_RUNS = 5
+WARM_UP_RUNS = 7
+WARM_UP_S = 0.5
+"""No further run of the warm-up begins after this: a slow network must not keep a real-time core to itself."""
+
+
+class InferenceError(ValueError):
+    """A network got or gave something that is no input or output of it; there is no action for this tick."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        """Take the kind that it is counted as (input, none, shape, non_finite, raised) and what was wrong."""
+        super().__init__(message)
+        self.kind = kind
 
 
 class Runner(Protocol):
     """Answers ticks; lives in the policy process."""
 
     golden_error: float
-    latency_ms: float
     counter: int
+
+    def warm_up(self) -> float:
+        """Run a few times; return the median of a run in milliseconds."""
 
     def propose(self, tick: wire.Tick, views: Views) -> wire.Proposal:
         """Return the proposal for a tick from the ring's views of its slot."""
@@ -35,7 +48,8 @@ class Runner(Protocol):
 class OnnxRunner:
     """Run a bundle's network on the CPU with one thread, and sample the exploration.
 
-    The noise of a decision depends only on (seed, decision): equal seeds give equal runs.
+    The noise of a decision depends only on (seed, decision): equal seeds give equal runs. Inputs are checked for shape
+    and type here: not every runtime does it, some compute with whatever lies behind a short array.
 
     Raises:
         BundleError: the bundle is for another robot, cannot be loaded, gives non-finite output, or does not answer
@@ -44,7 +58,7 @@ class OnnxRunner:
     """
 
     def __init__(self, bundle: Bundle, robot: RobotSpec, task: TaskSpec, seed: int) -> None:
-        """Load, prove on the golden inputs, and warm up."""
+        """Load, and prove on the golden inputs."""
         check_fit(bundle, robot, task)
         self._bundle = bundle
         self.counter = bundle.manifest.counter
@@ -61,8 +75,9 @@ class OnnxRunner:
         self._image = np.zeros((1, self._transform.channels, self._transform.height, self._transform.width), np.float32)
         self._vector = np.zeros((1, self._transform.size), np.float32)
         self._feed = {"vector": self._vector, **({"image": self._image} if self._has_image else {})}
+        self._shapes = {name: array.shape for name, array in self._feed.items()}
+        self._check_graph()
         self.golden_error = self._prove()
-        self.latency_ms = self._warm_up()
 
     def _load(self, onnx: bytes) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -80,9 +95,30 @@ class OnnxRunner:
             raise BundleError(f"policy {self._bundle.policy_id[:12]}: graph inputs {names}, expected {expected}")
         return session
 
+    def _check_graph(self) -> None:
+        """Refuse a graph whose declared inputs are not what it will be given."""
+        for node in self._session.get_inputs():
+            wanted = self._shapes[node.name]
+            fits = len(node.shape) == len(wanted) and all(
+                not isinstance(declared, int) or declared == size
+                for declared, size in zip(node.shape, wanted, strict=True)
+            )
+            if not fits or node.type != "tensor(float)":
+                what = f"graph input {node.name} is {node.type} {list(node.shape)}, expected float {list(wanted)}"
+                raise BundleError(f"policy {self._bundle.policy_id[:12]}: {what}")
+
     def _infer(self) -> np.ndarray:
-        mean: np.ndarray = self._session.run(["mean"], self._feed)[0][0]
-        return mean
+        """Return float32[actions]; raises InferenceError on anything else than that, of finite numbers."""
+        for name, array in self._feed.items():
+            if array.shape != self._shapes[name] or array.dtype != np.float32 or not array.flags.c_contiguous:
+                raise InferenceError("input", f"input {name} is {array.dtype} {array.shape}")
+        if not np.isfinite(self._vector).all():
+            raise InferenceError("input", "input vector is not finite")
+        try:
+            outputs = self._session.run(["mean"], self._feed)
+        except Exception as error:  # ONNX Runtime raises types of its own without a common base
+            raise InferenceError("raised", str(error)[:200]) from error
+        return checked_output(outputs, len(self._low))
 
     def _prove(self) -> float:
         golden, worst = self._bundle.golden, 0.0
@@ -90,10 +126,9 @@ class OnnxRunner:
             self._image[0], self._vector[0] = image, vector
             try:
                 mean = self._infer()
-            except Exception as error:  # as in _load
-                raise BundleError(f"policy {self._bundle.policy_id[:12]}: {str(error)[:200]}") from error
-            if mean.shape != expected.shape or not np.isfinite(mean).all():
-                raise BundleError(f"policy {self._bundle.policy_id[:12]}: golden output {mean} is not usable")
+            except InferenceError as error:
+                text = f"policy {self._bundle.policy_id[:12]}: golden output is not usable: {error}"
+                raise BundleError(text) from error
             worst = max(worst, float(np.abs(mean - expected).max()))
         if worst > GOLDEN_TOLERANCE:
             raise BundleError(
@@ -102,9 +137,10 @@ class OnnxRunner:
             )
         return worst
 
-    def _warm_up(self) -> float:
-        times = []
-        for _ in range(WARM_UP_RUNS):
+    def warm_up(self) -> float:
+        """Run a few times on the last golden input; return the median of a run in milliseconds."""
+        times: list[float] = []
+        while len(times) < WARM_UP_RUNS and sum(times) < WARM_UP_S:
             start = time.perf_counter()
             self._infer()
             times.append(time.perf_counter() - start)
@@ -157,8 +193,11 @@ class ControllerRunner:
         self._seed = seed
         self._episodes = 0
         self.golden_error = 0.0
-        self.latency_ms = 0.0
         self.counter = 0
+
+    def warm_up(self) -> float:
+        """Do nothing: a script has no network to warm."""
+        return 0.0
 
     def propose(self, tick: wire.Tick, views: Views) -> wire.Proposal:
         """Return the controller's action; a tick that resets starts it anew."""
@@ -189,7 +228,26 @@ class ControllerRunner:
                 float(v) for v in self._controller.act(views, vector[: self._states], vector[self._states :])
             )
         except Exception as error:  # the wall around a plugin
-            raise ValueError(f"controller: {type(error).__name__}: {error}") from error
+            raise InferenceError("raised", f"controller: {type(error).__name__}: {error}") from error
         if len(action) != len(self._zero):
-            raise ValueError(f"controller: {len(action)} action elements, expected {len(self._zero)}")
+            raise InferenceError("shape", f"controller: {len(action)} action elements, expected {len(self._zero)}")
+        if not all(map(math.isfinite, action)):
+            raise InferenceError("non_finite", f"controller: action {action}")
         return action
+
+
+def checked_output(outputs: Any, actions: int) -> np.ndarray:
+    """Return the one output of a network as float32[actions]; raises InferenceError where it is something else.
+
+    Some runtimes log an error and return None in place of outputs.
+    """
+    if outputs is None or not len(outputs) or outputs[0] is None:
+        raise InferenceError("none", "the network gave no output")
+    mean = outputs[0]
+    if not isinstance(mean, np.ndarray) or mean.shape != (1, actions) or mean.dtype != np.float32:
+        what = f"{mean.dtype} {mean.shape}" if isinstance(mean, np.ndarray) else type(mean).__name__
+        raise InferenceError("shape", f"the network gave {what}, expected float32 {(1, actions)}")
+    if not np.isfinite(mean).all():
+        raise InferenceError("non_finite", f"the network gave {mean[0]}")
+    row: np.ndarray = mean[0]
+    return row

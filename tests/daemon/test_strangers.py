@@ -254,7 +254,7 @@ def test_row_16_roverd_refuses_to_start_with_a_bundle_for_another_robot(run):
         "plugins.synthetic.image_width": 12,
         "state_dir": run.site.folder / "other",
         "control_socket": run.site.sockets / "other.sock",
-        "policy": kept,
+        "policy.file": kept,
     }
     done = run.site.run("roverd", *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")))
     assert done.status == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.fuzz import files, services, wire
+from tests.fuzz import files, page, services, wire
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ TARGETS = {
     "legacy": Target(wire.legacy, wire.legacy_seeds, 1 << 15),
     "control": Target(services.control, services.control_seeds, 1 << 14),
     "pairing": Target(services.pairing, services.pairing_seeds, 1 << 12),
+    "page": Target(page.message, page.message_seeds, 1 << 12),
+    "host": Target(page.host, page.host_seeds, 1 << 10),
     "spool": Target(files.spool, files.spool_seeds, 1 << 14),
     "chunk": Target(files.chunk, files.chunk_seeds, 1 << 13),
     "episode": Target(files.episode, files.episode_seeds, 1 << 15),

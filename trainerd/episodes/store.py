@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from protocol.errors import RoverError
 from protocol.files import sync_folder
 from protocol.messages import NAME
+from protocol.node.liveness import Pulse
 from protocol.node.log import RepeatLimiter, get_logger
 from protocol.ranges import Ranges
 from trainerd.episodes import mcap, recovery
@@ -56,6 +57,8 @@ STOP_S = 2.0
 SETTLE_S = 0.5
 """How often the catalogue is written at most."""
 QUOTA_S = 5.0
+HANG_S = 300.0
+"""A failing disk may keep the thread for minutes, which a new start would not shorten."""
 RECORD_OVERHEAD_BYTES = 2048
 """What a waiting record takes in memory besides its frames, about."""
 _BOOT_ID = NAME
@@ -147,6 +150,7 @@ class Store:
         self.catalogue = catalogue
         self.counters = Counters()
         self.findings = recovery.Findings()
+        self.pulse = Pulse("store", HANG_S)
         self._settings = settings
         self._on_durable = on_durable
         self._may_delete = may_delete
@@ -354,6 +358,7 @@ class Store:
 
     def _main(self) -> None:
         while True:
+            self.pulse.beat()
             batch, is_stopping = self._take()
             try:
                 if batch or self.state != OK:
@@ -368,6 +373,7 @@ class Store:
                 self._put_back(batch)
             if is_stopping and (not self._queue or self.state != OK):
                 break
+        self.pulse.rest()
         self._shut()
 
     def _take(self) -> tuple[list[_Waiting], bool]:

@@ -29,6 +29,7 @@ FATES = (
     "broken",
     "quarantined",
     "evaluation",
+    "collection",
     "alarmed",
     "frozen",
     "normaliser",
@@ -37,9 +38,10 @@ FATES = (
 )
 """What a step came to, for good.
 
-Trained and demonstration: learned from. Stale, broken, quarantined, evaluation: never in a rollout. Of those in a
-rollout: alarmed (the signal was flat, the learner refused it), frozen (``train.frozen``), normaliser (it fitted the
-input normaliser and nothing else), rolled_back (its update was undone). Unused: nothing was to be learned any more.
+Trained and demonstration: learned from. Stale, broken, quarantined, evaluation and collection (stored for imitation):
+never in a rollout. Of those in a rollout: alarmed (the signal was flat, the learner refused it), frozen
+(``train.frozen``), normaliser (it fitted the input normaliser and nothing else), rolled_back (its update was undone).
+Unused: nothing was to be learned any more.
 """
 OPEN_FATES = ("pending", "collected")
 """Not decided yet: the decision waits for a successor, or is in a rollout that was not learned from yet."""
@@ -240,7 +242,7 @@ class Assembler:
         if step.purpose != "training":
             self._drop(stream)
             stream.episode_id = -1
-            self._fates["evaluation"] += 1
+            self._fates["collection" if step.purpose == "collection" else "evaluation"] += 1
             return
         if step.episode_id != stream.episode_id or step.episode_step != stream.next_step:
             self._drop(stream)

@@ -81,7 +81,7 @@ class Rover:
         self._episode_id += 1
         self._episode_step = 0
         self._return = 0.0
-        self._in_flight = np.asarray(self.robot.safe_action, np.float32)
+        self._in_flight = np.array([each or 0.0 for each in self.robot.safe_action], np.float32)
         reading = self.robot.read(True)
         self.task.reset(reading)
         self.outcome = Outcome(terminated=False, truncated=False, success=False)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from protocol.errors import RoverError
+from protocol.node.liveness import Pulse
 from trainerd.learning import checkpoint
 from trainerd.learning.learner import UpdateResult
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from trainerd.learning.rollout import Rollout, Rollouts
 
 Snapshot = dict[str, "npt.NDArray[np.float32]"]
+HANG_S = 600.0
+"""Longer than any minibatch, and any checkpoint on a slow disk: a device that does not answer."""
 
 
 class WorkerError(RoverError):
@@ -77,6 +80,7 @@ class Worker:
         self.learner = learner
         self.saved_marks = learner.marks
         """Records that are behind the newest checkpoint; replaced whole, for any thread to read."""
+        self.pulse = Pulse(self.name, HANG_S)
         self._rollouts = rollouts
         self._callbacks = callbacks
         self._folder = checkpoint_folder
@@ -180,6 +184,7 @@ class Worker:
 
     def _main(self, ended: asyncio.Event) -> None:
         try:
+            self.pulse.beat()
             torch.set_num_threads(self._threads)
             began = time.perf_counter()
             warm_up(self.learner.device)
@@ -191,9 +196,11 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - raised again by run, in the loop's thread
             self._failure = error
         finally:
+            self.pulse.rest()
             self._tell(ended.set)
 
     def _run_next(self) -> None:
+        self.pulse.beat()
         if self._checkpoint_wanted.is_set():
             self._checkpoint_wanted.clear()
             self.save()
@@ -207,7 +214,9 @@ class Worker:
         try:
             for _ in make():
                 self._is_half_done = True
+                self.pulse.rest()
                 self._going.wait()
+                self.pulse.beat()
                 if self._stopping.is_set():
                     return
         finally:

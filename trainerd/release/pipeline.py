@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.bundle import BundleError
+from protocol.node.liveness import Pulse
 from protocol.node.log import get_logger
 from trainerd.release.export import ExportError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 log = get_logger()
 FloatArray = npt.NDArray[np.float32]
+HANG_S = 600.0
+"""Exports take seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Pipeline:
         """Drafts that a newer one replaced before their turn came."""
         self.last_error = ""
         """Why the newest export failed; empty after one that did not."""
+        self.pulse = Pulse("release", HANG_S)
         self._exporter = exporter
         self._publisher = publisher
         self._waiting: Draft | None = None
@@ -114,6 +118,7 @@ class Pipeline:
 
     def _main(self) -> None:
         while True:
+            self.pulse.rest()
             with self._changed:
                 self._changed.wait_for(lambda: self._stop or self._waiting is not None)
                 if self._stop:
@@ -121,6 +126,7 @@ class Pipeline:
                 draft, self._waiting = self._waiting, None
                 self._is_busy = True
             if draft is not None:
+                self.pulse.beat()
                 self.release(draft)
             with self._changed:
                 self._is_busy = False

@@ -513,10 +513,10 @@ def test_every_check_has_a_corruption_that_it_fails_on() -> None:
 # -- what is right -------------------------------------------------------------------------------------------------
 
 
-def test_a_good_episode_is_clean_and_every_check_but_those_of_ages_was_made(tmp_path) -> None:
+def test_a_good_episode_is_clean_and_every_check_but_the_catalogues_was_made(tmp_path) -> None:
     found = audited(_driven("good"), tmp_path).findings
     assert found.offences == []
-    assert {check for check, tally in found.tallies.items() if not tally.checked} == {"order.age", "order.catalogue"}
+    assert {check for check, tally in found.tallies.items() if not tally.checked} == {"order.catalogue"}
     assert found.tallies["policy.mean"].checked == TICKS // 2
 
 

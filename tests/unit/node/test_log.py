@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from protocol.node.log import FIELD_LIMIT, RepeatLimiter, configure, get_logger
+from protocol.node.log import FIELD_LIMIT, FloodLimiter, RepeatLimiter, configure, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,3 +88,32 @@ def test_repeats_are_logged_at_powers_of_ten() -> None:
     assert limiter.count("b") == 1
     assert limiter.reset("a") == 150
     assert limiter.count("a") == 1
+
+
+def test_a_flood_is_cut_and_counted() -> None:
+    now = [0.0]
+    limiter = FloodLimiter(burst=3, per_s=1.0, clock=lambda: now[0])
+
+    def passes(event: str) -> Any:
+        try:
+            return limiter(None, "info", {"event": event})
+        except structlog.DropEvent:
+            return None
+
+    assert [passes("a.b") is not None for _ in range(50_000)] == [True] * 3 + [False] * 49_997
+    assert passes("c.d") == {"event": "c.d", "suppressed": {"a.b": 49_997}}
+    assert passes("c.d") == {"event": "c.d"}
+    assert passes("a.b") is None
+    now[0] = 1.0
+    assert passes("a.b") == {"event": "a.b", "suppressed": {"a.b": 1}}
+
+
+def test_fifty_thousand_lines_at_once_leave_what_journald_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("roverd")
+    log = get_logger()
+    for number in range(50_000):
+        log.info("a.flooded", number=number)
+    log.info("b.next")
+    shown = lines(capsys)
+    assert len(shown) < 500
+    assert sum(each.get("suppressed", {}).get("a.flooded", 0) for each in shown) + len(shown) - 1 == 50_000

@@ -17,6 +17,7 @@ from protocol.bundle import (
     ONNX,
     Bundle,
     BundleError,
+    Signature,
     check_fit,
     golden_bytes,
     pack_bundle,
@@ -289,3 +290,59 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, mon
     with pytest.raises(OSError, match="no space left"):
         write_atomic(tmp_path / "file", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
+
+
+SIGNATURE = Signature("0123456789abcdef", 7, "ab" * 64)
+
+
+def signed(**changes) -> bytes:
+    """Return a bundle whose manifest carries a signature with some fields changed; None takes a field away."""
+    files = members(CONTENT)
+    values = {key: value for key, value in (SIGNATURE.to_map() | changes).items() if value is not None}
+    return zipped({**files, MANIFEST: json.dumps({**json.loads(files[MANIFEST]), "signature": values}).encode()})
+
+
+def test_a_signed_policy_is_the_same_policy_with_its_signature() -> None:
+    files = members(CONTENT)
+    bundle = unpack_bundle(pack_bundle(manifest(files[ONNX], files[GOLDEN]), files[ONNX], files[GOLDEN], SIGNATURE))
+    assert (bundle.signature, bundle.policy_id) == (SIGNATURE, unpack_bundle(CONTENT).policy_id)
+
+
+def test_a_bundle_without_a_signature_has_none() -> None:
+    assert unpack_bundle(CONTENT).signature is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"algorithm": "rsa"}, "algorithm 'rsa', expected ed25519"),
+        ({"algorithm": None}, "algorithm"),
+        ({"key_id": "0123456789ABCDEF"}, "key_id"),
+        ({"key_id": "0123"}, "key_id"),
+        ({"key_id": 5}, "key_id"),
+        ({"counter": -1}, "counter '-1'"),
+        ({"counter": 1.5}, "counter"),
+        ({"counter": True}, "counter"),
+        ({"counter": 1 << 60}, "counter"),
+        ({"value": "ab" * 63}, "value of 126 characters, expected 64 bytes in hex"),
+        ({"value": "xy" * 64}, "value"),
+        ({"value": None}, "value"),
+    ],
+)
+def test_a_malformed_signature_is_refused_by_name(changes: dict, named: str) -> None:
+    with pytest.raises(BundleError, match="signature") as caught:
+        unpack_bundle(signed(**changes))
+    assert named in str(caught.value)
+
+
+def test_all_mistakes_of_a_signature_are_named_at_once() -> None:
+    with pytest.raises(BundleError, match=r"algorithm.*key_id.*counter.*value"):
+        unpack_bundle(signed(algorithm=1, key_id=1, counter="", value=1))
+
+
+@pytest.mark.parametrize("value", [None, [], "signed", 5])
+def test_a_signature_that_is_no_map_is_refused(value: object) -> None:
+    files = members(CONTENT)
+    content = json.dumps({**json.loads(files[MANIFEST]), "signature": value}).encode()
+    with pytest.raises(BundleError, match="signature"):
+        unpack_bundle(zipped({**files, MANIFEST: content}))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import msgpack
 import pytest
@@ -24,6 +27,10 @@ LIMITS = {
     "safe_action": [0.0, 0.0],
     "forward": 0,
     "safety_distance_m": 0.25,
+    "period_s": 0.1,
+    "slow_distance_m": 0.0,
+    "max_tilt_rad": 0.0,
+    "stall_after_ns": 0,
     "stale_after_ns": 200_000_000,
 }
 A, B = (0.25, 0.5), (0.125, -1.0)
@@ -47,16 +54,20 @@ class Rig:
         words = [sys.executable, "-m", "roverd.control.process", str(theirs.fileno()), str(self.ring.fd)]
         self.process = subprocess.Popen(words, pass_fds=[theirs.fileno(), self.ring.fd])
         theirs.close()
-        config = {
+        self.config = {
             "robot": ROBOT.to_map(),
             "task_size": 1,
             "rate_hz": rate_hz,
             "limits": LIMITS,
             "geometry": {"camera_height_m": 0.2, "half_width_m": 0.2},
+            "frozen_after_ns": 0,
+            "actuator": "",
+            "realtime": False,
+            "cpus": [],
         }
         self.layout = wire.Layout(2, 3)
-        self.link.send(msgpack.packb(config))
-        assert self.link.recv(64) == bytes([wire.READY])
+        self.link.send(msgpack.packb(self.config))
+        assert self.link.recv(4096)[0] == wire.READY
         self.policy = self.attach(0)
         self.generation = 0
         self.stamp_ns = 0
@@ -266,6 +277,21 @@ def test_another_slot_takes_over_with_a_decision_of_its_own(rig: Rig) -> None:
     assert (applied.policy_slot, applied.tick_in_decision, applied.action) == (1, 0, B)
 
 
+def test_a_swap_in_the_middle_of_a_tick_counts_from_the_next_one(rig: Rig) -> None:
+    other = rig.attach(1)
+    rig.see(wire.DECIDE)
+    asked = rig.asked()
+    rig.tell(wire.ACTIVE, 1)
+    rig.answer(asked.tick, A)
+    before = rig.applied()
+    rig.see()
+    rig.answer(rig.asked(other).tick, B, policy=other)
+    after = rig.applied()
+    rig.tell(wire.ACTIVE, 0)
+    assert (before.policy_slot, before.action, before.interventions) == (0, A, 0)
+    assert (after.policy_slot, after.action, after.tick_in_decision) == (1, B, 0)
+
+
 @pytest.mark.parametrize("how", ["dies", "sends nonsense"])
 def test_a_policy_that_fails_is_lost_and_its_successor_is_asked(rig: Rig, how: str) -> None:
     rig.see(wire.DECIDE)
@@ -295,3 +321,113 @@ def test_on_a_clock_a_late_proposal_is_never_applied() -> None:
     rig.end()
     assert {a.action for a in (missed, *after)} == {ZERO}
     assert [a.tick for a in after] == [missed.tick + 1, missed.tick + 2, missed.tick + 3]
+
+
+RATE_HZ = 40.0
+PERIOD_NS = round(1e9 / RATE_HZ)
+
+
+@pytest.fixture
+def clocked():
+    """Return a process with a clock and a second policy that may stand in."""
+    rig = Rig(rate_hz=RATE_HZ)
+    rig.standby = rig.attach(1)
+    rig.tell(wire.STANDBY, 1, wire.FALLBACK)
+    yield rig
+    assert rig.end() == 0
+
+
+def look(rig: Rig, flags: int = 0, *, age_ns: int = 0) -> None:
+    """Show an observation of now."""
+    rig.stamp_ns = time.monotonic_ns() - age_ns - 100_000_000
+    rig.see(flags)
+
+
+def driven(rig: Rig, mine: tuple[float, float] | None, theirs: tuple[float, float] | None, flags: int = 0):
+    """Run one tick that both policies are asked on; None is a policy that does not answer."""
+    look(rig, flags | wire.DECIDE)
+    for policy, action in ((rig.policy, mine), (rig.standby, theirs)):
+        tick = rig.asked(policy).tick
+        if action is not None:
+            rig.answer(tick, action, policy=policy)
+    return rig.applied()
+
+
+def test_both_are_asked_and_the_one_that_drives_is_followed(clocked: Rig) -> None:
+    applied = driven(clocked, A, B, wire.RESET)
+    assert (applied.action, applied.policy_slot, applied.interventions) == (A, 0, 0)
+
+
+def test_the_standby_stands_in_on_the_very_tick_and_that_is_told(clocked: Rig) -> None:
+    driven(clocked, A, B, wire.RESET)
+    applied = driven(clocked, None, B)
+    told = (applied.action, applied.policy_slot, applied.interventions, SOURCES[applied.source])
+    assert told == (B, 1, Intervention.FAILOVER, "policy")
+
+
+def test_without_any_answer_the_robot_stands(clocked: Rig) -> None:
+    driven(clocked, A, B, wire.RESET)
+    applied = driven(clocked, None, None)
+    assert (applied.action, applied.interventions) == (ZERO, Intervention.MISSED)
+
+
+def test_a_standby_that_only_shadows_is_reported_and_never_applied(clocked: Rig) -> None:
+    clocked.tell(wire.STANDBY, 1, wire.SHADOW)
+    look(clocked, wire.RESET)
+    tick = clocked.asked(clocked.standby).tick
+    clocked.answer(tick, B, policy=clocked.standby)
+    shadowed = clocked.layout.unpack_shadowed(clocked.link.recv(4096))
+    assert (shadowed.slot, shadowed.is_on_time, shadowed.tick, shadowed.action) == (1, True, tick, B)
+    applied = clocked.applied()
+    assert (applied.action, applied.interventions) == (ZERO, Intervention.MISSED)
+
+
+def test_when_the_one_that_drives_dies_the_standby_drives_on_until_roverd_says_otherwise(clocked: Rig) -> None:
+    driven(clocked, A, B, wire.RESET)
+    clocked.policy.close()
+    look(clocked, wire.DECIDE)
+    clocked.answer(clocked.asked(clocked.standby).tick, B, policy=clocked.standby)
+    first = clocked.applied()
+    clocked.tell(wire.ACTIVE, 1)
+    look(clocked, wire.DECIDE)
+    clocked.answer(clocked.asked(clocked.standby).tick, A, policy=clocked.standby)
+    second = clocked.applied()
+    assert (first.action, first.policy_slot, first.interventions) == (B, 1, Intervention.FAILOVER)
+    assert (second.action, second.interventions & Intervention.FAILOVER) == (A, 0)
+
+
+def test_a_proposal_that_comes_a_tick_late_is_counted_there_and_not_applied(clocked: Rig) -> None:
+    clocked.tell(wire.STANDBY, 1, wire.NO_ROLE)
+    look(clocked, wire.RESET | wire.DECIDE)
+    late = clocked.asked().tick
+    assert clocked.applied().interventions == Intervention.MISSED
+    clocked.answer(late, A)
+    look(clocked, wire.DECIDE)
+    applied = clocked.applied()
+    assert (applied.action, applied.interventions) == (ZERO, Intervention.MISSED | Intervention.LATE)
+
+
+def test_a_lock_holds_the_robot_still_until_the_human_lets_go(clocked: Rig) -> None:
+    clocked.link.send(clocked.layout.pack_human(wire.Human(time.monotonic_ns() - 1, (0.5, 0.0), locks=True)))
+    locked = [driven(clocked, A, B, flags) for flags in (wire.RESET, 0)]
+    clocked.tell(wire.RELEASE)
+    free = driven(clocked, A, B)
+    assert {each.action for each in locked} == {ZERO}
+    assert {each.interventions for each in locked} == {Intervention.HUMAN | Intervention.WHEEL_LOCKED}
+    assert (free.action, SOURCES[free.source]) == (A, "policy")
+
+
+def test_ticks_that_could_not_be_in_time_leave_a_gap_in_the_numbers(clocked: Rig) -> None:
+    before = driven(clocked, A, B, wire.RESET)
+    clocked.process.send_signal(signal.SIGSTOP)
+    time.sleep(6 * PERIOD_NS * 1e-9)
+    clocked.process.send_signal(signal.SIGCONT)
+    ticks = [clocked.applied().tick for _ in range(3)]
+    assert ticks[0] == before.tick + 1 or ticks[0] > before.tick + 4
+    assert max(b - a for a, b in itertools.pairwise([before.tick, *ticks])) >= 5
+
+
+def test_a_report_says_how_late_its_tick_began(clocked: Rig) -> None:
+    applied = driven(clocked, A, B, wire.RESET)
+    assert 0 <= applied.late_ns < 10 * PERIOD_NS
+    assert applied.applied_ns >= applied.tick_ns + applied.late_ns

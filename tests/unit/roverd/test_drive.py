@@ -117,7 +117,7 @@ async def test_what_was_driven_without_a_trainer_is_sent_after_a_restart_with_wh
             rest = [asyncio.ensure_future(each.run()) for each in (parts.spool, parts.uplink)]
             parts.drive.ordered(Order("b", "evaluate", "random", episodes=2))
             await until(lambda: parts.drive.counts["episodes"] == 2 and parts.spool.waiting == 0)
-            checks = {check["check"]: check for check in doctor.run(parts)}
+            checks = {check["check"]: check for check in (await doctor.examine(parts))["checks"]}
             assert [checks[name]["ok"] for name in ("keys", "link", "spool")] == [True, True, True]
             shown = status(parts)
             assert (shown["spool"]["state"], shown["link"]["unacknowledged"]) == ("ok", 0)

@@ -134,7 +134,10 @@ class Uplink:
 def parts(trust):
     link = SimpleNamespace(trainer="tcp://127.0.0.1:5555", trainer_key="")
     settings = SimpleNamespace(rover_id="rover-1", link=link)
-    return SimpleNamespace(settings=settings, keys=make(), trust=trust, uplink=Uplink())
+    rest = SimpleNamespace(routes=list)
+    return SimpleNamespace(
+        settings=settings, keys=make(), trust=trust, uplink=Uplink(), teleop=rest, policies=rest, store=rest
+    )
 
 
 @pytest.fixture

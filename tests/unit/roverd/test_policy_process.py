@@ -16,7 +16,7 @@ import pytest
 from roverd.control import wire
 from roverd.control.ring import RingWriter
 from tests.unit.protocol.samples import ROBOT, TASK, golden, packed
-from tests.unit.roverd.graphs import linear, weights
+from tests.unit.roverd.graphs import brittle, brittle_golden, linear, weights
 
 pytestmark = pytest.mark.component
 
@@ -27,7 +27,7 @@ LAYOUT = wire.Layout(2, 3)
 class Rig:
     """Roverd's and control's ends of one policy process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_punctual: bool = False) -> None:
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
         (self.link, link), (self.control, control) = pairs
         ring = RingWriter(ROBOT.cameras)
@@ -39,8 +39,18 @@ class Rig:
         ring.close()
         for each in (self.link, self.control):
             each.settimeout(PATIENCE_S)
-        self.link.send(msgpack.packb({"robot": ROBOT.to_map(), "task": TASK.to_map(), "seed": 1}))
-        assert self.link.recv(64) == bytes([wire.READY])
+        config = {"robot": ROBOT.to_map(), "task": TASK.to_map(), "seed": 1, "realtime": is_punctual}
+        self.link.send(msgpack.packb(config))
+        ready = self.link.recv(4096)
+        assert ready[0] == wire.READY
+        self.report = msgpack.unpackb(ready[1:])
+
+    def attach(self) -> None:
+        """Give the process the socket of a new control, as roverd does after a spare took over."""
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.settimeout(PATIENCE_S)
+        socket.send_fds(self.link, [bytes([wire.ATTACH])], [theirs.fileno()])
+        theirs.close()
 
     def request(self, **request) -> dict:
         self.link.send(msgpack.packb(request))
@@ -54,12 +64,12 @@ class Rig:
         return LAYOUT.unpack_proposal(self.control.recv(4096))
 
     def end(self) -> int:
-        self.control.close()
+        self.link.close()
         try:
             return self.process.wait(PATIENCE_S)
         finally:
             self.process.kill()
-            self.link.close()
+            self.control.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +88,7 @@ def files(tmp_path_factory):
         "otherwise": packed(linear(bias=0.1), right),
         "nan": packed(linear(bias=math.nan), right),
         "cut": packed(linear(), right)[:-40],
+        "brittle": packed(brittle(), brittle_golden()),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -113,6 +124,64 @@ def test_a_policy_that_fails_is_refused_and_the_one_before_goes_on(rig: Rig, fil
     rig.ask(1)
     assert (answer["ok"], reason in answer["reason"]) == (False, True)
     assert rig.proposal().action == before.action
+
+
+def test_a_policy_outlives_the_control_that_asked_it_and_answers_the_next_one(rig: Rig) -> None:
+    rig.ask(1)
+    before = rig.proposal()
+    rig.control.close()
+    rig.attach()
+    rig.ask(1)
+    assert rig.proposal().action == before.action
+
+
+def test_a_new_control_may_come_before_the_old_one_is_gone(rig: Rig) -> None:
+    old = rig.control
+    rig.attach()
+    rig.ask(7)
+    assert rig.proposal().tick == 7
+    assert old.recv(64) == b""
+    old.close()
+
+
+def test_a_ping_tells_of_the_proposals_and_failures_since_the_load(rig: Rig) -> None:
+    for tick, state in ((1, 0.25), (2, math.nan), (3, 0.5)):
+        rig.ask(tick, state)
+        rig.proposal()
+    told = rig.request(do="ping")
+    assert (told["ok"], told["proposals"], told["failures"]) == (True, 3, {"input": 1})
+    assert "not finite" in told["last_failure"]
+    assert 0 < told["latency_ms"] <= told["latency_ms_max"]
+
+
+def test_a_ping_before_any_tick_is_answered(rig: Rig) -> None:
+    assert rig.request(do="ping")["proposals"] == 0
+
+
+def test_network_that_turns_to_nan_gives_nothing_and_says_why(process: Rig, files) -> None:
+    assert process.request(do="load", path=str(files / "brittle"))["ok"]
+    process.ask(1, state=0.4)
+    assert process.proposal().flags == wire.NOTHING
+    told = process.request(do="ping")
+    assert told["failures"] == {"non_finite": 1}
+    assert "nan" in told["last_failure"]
+
+
+def test_garbage_of_a_hundred_proposals_is_collected(rig: Rig) -> None:
+    for tick in range(120):
+        rig.ask(tick)
+        assert rig.proposal().tick == tick
+
+
+def test_what_the_kernel_granted_is_told_at_the_start(files) -> None:
+    rig = Rig(is_punctual=True)
+    try:
+        assert rig.report["fifo"] or rig.report["reason"]
+        assert rig.request(do="load", path=str(files / "right"))["ok"]
+        policy = os.sched_getscheduler(rig.process.pid) & ~os.SCHED_RESET_ON_FORK
+        assert (policy == os.SCHED_FIFO) == rig.report["fifo"], "its priority is as before the load"
+    finally:
+        assert rig.end() == 0
 
 
 def test_an_unknown_controller_is_refused_with_the_known_ones(rig: Rig) -> None:

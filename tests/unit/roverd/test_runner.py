@@ -12,7 +12,7 @@ from protocol.bundle import Bundle, BundleError, Golden, unpack_bundle
 from protocol.spec import Element
 from protocol.transform import InputTransform
 from roverd.control import wire
-from roverd.policy.runner import ControllerRunner, OnnxRunner
+from roverd.policy.runner import ControllerRunner, InferenceError, OnnxRunner, checked_output
 from tests.unit.protocol.samples import PLANES, ROBOT, TASK, golden, packed, pixels
 from tests.unit.roverd.graphs import linear, two_pixels, weights
 
@@ -210,3 +210,64 @@ def test_a_controller_is_reset_with_a_new_seed_each_episode() -> None:
         made.propose(tick(flags=flags, vector=(0.5, 0.25, 2.0)), {})
     seen = ([0.5, 0.25], [2.0])
     assert controller.told == [3, seen, seen, 4, seen]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind"),
+    [
+        (None, "none"),
+        ([], "none"),
+        ([None], "none"),
+        ([np.zeros((1, 3), np.float32)], "shape"),
+        ([np.zeros(2, np.float32)], "shape"),
+        ([np.zeros((2, 2), np.float32)], "shape"),
+        ([np.zeros((1, 2), np.float64)], "shape"),
+        ([np.zeros((1, 2), np.float16)], "shape"),
+        ([[0.0, 0.0]], "shape"),
+        ([np.array([[0.0, math.nan]], np.float32)], "non_finite"),
+        ([np.array([[math.inf, 0.0]], np.float32)], "non_finite"),
+    ],
+)
+def test_an_output_that_is_none_or_of_another_shape_or_not_finite_is_a_failure(outputs, kind) -> None:
+    with pytest.raises(InferenceError) as caught:
+        checked_output(outputs, 2)
+    assert caught.value.kind == kind
+
+
+def test_an_output_of_finite_numbers_is_taken_as_it_is() -> None:
+    assert checked_output([np.array([[0.5, -1.0]], np.float32)], 2).tolist() == [0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((1, 4), np.float32), np.zeros((5,), np.float32), np.zeros((1, 5), np.float64), np.zeros((5, 1)).T],
+)
+def test_an_input_of_another_shape_or_type_never_reaches_the_network(array) -> None:
+    made = runner()
+    made._feed["vector"] = array
+    with pytest.raises(InferenceError, match="input vector") as caught:
+        made._infer()
+    assert caught.value.kind == "input"
+
+
+def test_an_input_that_is_not_finite_never_reaches_the_network() -> None:
+    made = runner()
+    made._vector[0, 2] = math.inf
+    with pytest.raises(InferenceError, match="not finite"):
+        made._infer()
+
+
+def test_the_warm_up_tells_the_time_of_a_run() -> None:
+    assert 0 < runner().warm_up() < 100
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"),
+    [((0.1,), "shape"), ((0.1, math.nan), "non_finite"), (None, "raised"), (("a", "b"), "raised")],
+)
+def test_a_controllers_mistakes_are_failures_of_a_kind(action, kind) -> None:
+    controller = Recorder()
+    controller.act = lambda *_: action
+    with pytest.raises(InferenceError) as caught:
+        ControllerRunner(controller, ROBOT, 3).propose(tick(), {})
+    assert caught.value.kind == kind

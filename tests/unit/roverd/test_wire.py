@@ -43,12 +43,14 @@ def messages(actions: int, vector: int):
             FLOAT,
             st.floats(allow_nan=False),
             *[a] * 7,
+            SIGNED,
         ),
-        "human": st.builds(wire.Human, SIGNED, a),
+        "human": st.builds(wire.Human, SIGNED, a, st.booleans()),
+        "shadowed": st.builds(wire.Shadowed, BYTE, st.booleans(), LONG, SIGNED, a),
     }
 
 
-@pytest.mark.parametrize("kind", ["seen", "tick", "proposal", "applied", "human"])
+@pytest.mark.parametrize("kind", ["seen", "tick", "proposal", "applied", "human", "shadowed"])
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_a_message_comes_back_as_it_was_packed(kind: str, data: st.DataObject) -> None:
@@ -58,7 +60,14 @@ def test_a_message_comes_back_as_it_was_packed(kind: str, data: st.DataObject) -
     assert getattr(layout, f"unpack_{kind}")(getattr(layout, f"pack_{kind}")(message)) == message
 
 
-KINDS = {"seen": wire.SEEN, "tick": wire.TICK, "proposal": wire.PROPOSAL, "applied": wire.APPLIED, "human": wire.HUMAN}
+KINDS = {
+    "seen": wire.SEEN,
+    "tick": wire.TICK,
+    "proposal": wire.PROPOSAL,
+    "applied": wire.APPLIED,
+    "human": wire.HUMAN,
+    "shadowed": wire.SHADOWED,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

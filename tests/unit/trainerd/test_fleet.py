@@ -276,6 +276,14 @@ def test_silence_is_noticed_and_named(fleet):
     assert fleet.causes(30.0) == ["no rover is connected"]
 
 
+@pytest.mark.parametrize("mode", ["teleop", "collect"])
+def test_a_rover_that_waits_for_a_person_is_not_missed(fleet, mode):
+    rover = greeted(fleet)
+    fleet.ping(rover, Ping(0, order_id="collect-set", status={"mode": mode}), 1.0)
+    rover.heard_s = 12.0
+    assert fleet.causes(12.0) == []
+
+
 def ended(order_id, serial, *, success=True, return_=1.0, reason="terminated"):
     facts = {"duration_s": 4.0, "path_m": 2.0, "shortest_path_m": 1.5, "collided": float(not success)}
     end = EpisodeEnd.__new__(EpisodeEnd)

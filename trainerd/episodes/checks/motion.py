@@ -67,8 +67,20 @@ def check_sources(entries: Sequence[Entry], robot: RobotSpec, limits: Thresholds
             _check_source(step, slack, findings)
 
 
-CHANGED = Intervention.LIMITED | Intervention.FORWARD_STOP
-REASONS = Intervention.MISSED | Intervention.NON_FINITE | Intervention.STALE | Intervention.E_STOP
+CHANGED = (
+    Intervention.LIMITED | Intervention.FORWARD_STOP | Intervention.SLOWED | Intervention.RAMPED | Intervention.STALLED
+)
+"""Flags of an action that the safety gate changed in part."""
+REASONS = (
+    Intervention.MISSED
+    | Intervention.STALE
+    | Intervention.NON_FINITE
+    | Intervention.E_STOP
+    | Intervention.FROZEN
+    | Intervention.TILTED
+    | Intervention.WHEEL_LOCKED
+)
+"""Flags of a safe action."""
 
 
 def _check_source(step: Step, slack: Array, findings: Findings) -> None:

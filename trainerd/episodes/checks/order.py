@@ -167,12 +167,13 @@ def _check_ages(entries: Sequence[Entry], robot: RobotSpec, findings: Findings) 
             what = f"age of {key} is {age:g} ms"
             if not findings.hold("order.age", entry.seq, what, holds=possible, age_ms=age) or entry.after_gap:
                 continue
-            now_ms = entry.observation.stamp_ns * 1e-6 - age
+            record = entry.record
+            at_ns = record.tick_ns if isinstance(record, Step) and record.tick_ns else entry.observation.stamp_ns
+            now_ms = at_ns * 1e-6 - age
             before = captured.get(key, -math.inf)
             what = f"the reading of {key} is {before - now_ms:.1f} ms older than the one that the step before had"
             findings.hold("order.age", entry.seq, what, holds=now_ms >= before - 1.0, age_ms=age)
             captured[key] = now_ms
-            record = entry.record
             if isinstance(record, Step) and record.source != "fallback" and age > stale_after.get(key, math.inf):
                 what = f"{key} is {age:.0f} ms old, stale after {stale_after[key]:.0f} ms, and an action was applied"
                 findings.hold("order.age", entry.seq, what, holds=False, age_ms=age, stale_after_ms=stale_after[key])

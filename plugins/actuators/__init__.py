@@ -1,0 +1,1 @@
+"""Built-in actuators: where control writes its commands."""
