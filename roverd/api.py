@@ -13,7 +13,7 @@ from protocol.node.config import show
 from protocol.node.socket import Request, RequestError, Route
 from protocol.pairing import DEFAULT_PORT
 from roverd import doctor
-from roverd.drive import LOCAL, MAX_EPISODES, MAX_SEED
+from roverd.orders import LOCAL, MAX_EPISODES, MAX_SEED
 from roverd.pairing import Pairing, PairingSlot
 from roverd.policy_api import policy_routes
 from roverd.selfcheck import SelfCheckError
@@ -115,6 +115,8 @@ class Api:
         action, seconds = _human_action(self._parts, request)
         if owner := self._parts.teleop.wheel.owner:
             raise RequestError(409, f"drive: {owner} has the wheel; roverctl wheel release --force gives it back")
+        if self._parts.selfcheck.is_running:  # one action would only disturb it; whoever takes the wheel breaks it off
+            raise RequestError(409, "drive: the self-check moves the robot; wait for its end, or take the wheel")
         if not self._parts.drive.human(action, seconds):
             raise RequestError(409, f"drive: the robot stands still ({self._parts.drive.mode}); see roverctl status")
         return {"action": list(action), "seconds": seconds}

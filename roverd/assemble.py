@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,11 @@ from protocol.node.socket import AuditLog
 from roverd.axes import Axes
 from roverd.collect import Collecting
 from roverd.control.ring import RingWriter
-from roverd.control.safety import Limits
+from roverd.control_config import check_clock, control_config
 from roverd.controls import Controls
-from roverd.drive import Drive, own_number
+from roverd.drive import Drive
 from roverd.episode import Rewards
+from roverd.orders import own_number
 from roverd.pairing import TrustedTrainer
 from roverd.policies import Policies, PolicyStore
 from roverd.processes import PolicyChild
@@ -114,7 +115,7 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     robot_settings = _table(robot_plugin.settings, settings, settings.robot)
     robot = robot_plugin.create(robot_settings)
     task = task_plugin.create(_table(task_plugin.settings, settings, settings.task), robot.spec, settings.seed)
-    _check_clock(settings, robot.spec)
+    check_clock(settings, robot.spec)
     _check_actuator(settings, plugins)
     task, task_guards = _guard_task(task, plugins, settings)
     weights = dict(settings.reward.weights) or dict(TASK_WEIGHTS.get(settings.task, {}))
@@ -132,7 +133,7 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
         "realtime": settings.control.realtime and settings.control.rate_hz > 0,
     }
     is_clocked = settings.control.rate_hz > 0
-    control = Controls({**common, **_control_config(settings, robot)}, ring.fd, has_spare=is_clocked)
+    control = Controls({**common, **control_config(settings, robot)}, ring.fd, has_spare=is_clocked)
     await control.start()
     store = PolicyStore(settings.state_dir / "policies", robot.spec, task.spec)
     noise_seed = {"seed": (settings.seed << 32) + boot + own_number(settings) & (1 << 63) - 1}
@@ -319,27 +320,6 @@ def _make_spool(settings: Settings, boot_id: str, boot: int, robot: RobotSpec, t
     )
 
 
-def _check_clock(settings: Settings, spec: RobotSpec) -> None:
-    """A clock must be the one that the robot declares, and leave the policy time; else nothing recorded is true."""
-    rate_hz = settings.control.rate_hz
-    if rate_hz == 0:
-        if settings.actuator:
-            text = "a real actuator needs a clock: set control.rate_hz to the robot's"
-            raise AssemblyError(f"actuator {settings.actuator}: control.rate_hz is 0 (lock-step); {text}")
-        return
-    if rate_hz != spec.control_rate_hz:
-        raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} declares {spec.control_rate_hz:g}, or 0")
-    if spec.action_delay_ms <= 0:
-        raise AssemblyError(f"control.rate_hz {rate_hz:g}: robot {spec.name} has no action delay: no time to decide")
-    ticks = spec.action_repeat if settings.record.images == "decisions" else 1
-    spacing_ms = 1000 * ticks * spec.period_s
-    if spec.cameras and spacing_ms >= settings.control.stale_after_ms:
-        raise AssemblyError(
-            f"control.stale_after_ms {settings.control.stale_after_ms:g}: images come every {spacing_ms:g} ms, so "
-            "every one would be stale: set record.images=all, or a higher rate"
-        )
-
-
 def _check_actuator(settings: Settings, plugins: PluginManager) -> None:
     """Find mistakes about the actuator here, where their reason is seen, and not in the control process."""
     if settings.actuator:
@@ -385,8 +365,8 @@ def _wire(uplink: Uplink, drive: Drive, policies: Policies) -> None:
     uplink.on_room = drive.poke
     policies.send = uplink.send
     policies.on_change = drive.poke
-    drive.send = uplink.send
-    drive.send_record = uplink.send_record
+    drive.orders.send = uplink.send
+    drive.recording.send = uplink.send_record
 
 
 def _install(settings: Settings, store: PolicyStore, policies: Policies) -> None:
@@ -410,45 +390,3 @@ def _table(kind: type[Any], settings: Settings, name: str) -> Any:
 def _guarded(plugins: PluginManager, name: str, settings: Settings) -> Any:
     term = plugins.reward(name)
     return plugins.guard("rewards", name, term.function, default=math.nan, budget_ms=settings.reward.budget_ms)
-
-
-def _control_config(settings: Settings, robot: Any) -> dict[str, Any]:
-    control, spec = settings.control, robot.spec
-    forward = next((i for i, e in enumerate(spec.action) if e.name.startswith("linear")), -1)
-    low, high = [e.low for e in spec.action], [e.high for e in spec.action]
-    if forward >= 0:
-        high[forward] = min(high[forward], control.max_speed_mps)
-        low[forward] = max(low[forward], -control.max_speed_mps)
-    limits = Limits(
-        low=_float32(low),  # as messages carry them: else full speed would count as beyond the limit
-        high=_float32(high),
-        safe_action=tuple(robot.safe_action),
-        period_s=spec.period_s,
-        forward=forward,
-        max_acceleration=_ramps(spec, control.max_acceleration_mps2, control.max_acceleration_radps2),
-        max_jerk=_ramps(spec, control.max_jerk_mps3, control.max_jerk_radps3),
-        safety_distance_m=control.safety_distance_m,
-        slow_distance_m=control.slow_distance_m,
-        stale_after_ns=int(control.stale_after_ms * 1e6),
-        max_tilt_rad=math.radians(control.max_tilt_deg),
-        stall_after_ns=int(control.stall_after_ms * 1e6),
-    )
-    return {
-        "rate_hz": control.rate_hz,
-        "limits": asdict(limits),
-        "geometry": {"camera_height_m": control.camera_height_m, "half_width_m": control.half_width_m},
-        "frozen_after_ns": int(control.frozen_after_ms * 1e6),
-        "actuator": settings.actuator,
-        "actuator_settings": dict(settings.plugins.get(settings.actuator, {})),
-        "cpus": list(control.cpus),
-    }
-
-
-def _float32(values: list[float]) -> tuple[float, ...]:
-    return tuple(np.array(values, np.float32).tolist())
-
-
-def _ramps(spec: RobotSpec, linear: float, angular: float) -> tuple[float, ...]:
-    """Return a limit for each action element by the unit of what it commands; 0 is none."""
-    by_unit = {"m/s": linear, "rad/s": angular}
-    return tuple(by_unit.get(element.unit, 0.0) for element in spec.action)

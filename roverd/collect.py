@@ -33,7 +33,7 @@ SUCCESS, FAILURE, DISCARD = "success", "failure", "discard"
 VERDICTS: dict[str, bool | None] = {SUCCESS: True, FAILURE: False, DISCARD: None}
 MAX_TARGET = 1_000_000
 ARENAS = 900_000
-"""Arenas that are drawn from where none is named: evaluations use others (see ``roverd.drive.TRAINING_ARENAS``)."""
+"""Arenas that are drawn from where none is named: evaluations use others (see ``roverd.orders.TRAINING_ARENAS``)."""
 LOST_AFTER_S = 2.0
 """An episode whose operator says nothing for so long is discarded: the robot only stands."""
 LOOK_S = 0.2

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 log = get_logger()
 MODULE = "roverd.control.process"
 MAX_DEATHS, DEATHS_WITHIN_S = 10, 10.0
+TAKEOVER_S = 0.5
+"""A spare that has not said by then that it drives hangs as well, most likely on the same device."""
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 5.0
 
 
 class ControlLostError(ProcessError):
@@ -44,7 +47,8 @@ class Controls:
         self._deaths: list[float] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
-        self._is_replacing = False
+        self._is_starting = False
+        self._newest = wire.Beat(0, 0)
         self.takeovers = 0
         self.actuator_failure = ""
         """Why the actuator does not take commands, empty while it does."""
@@ -78,8 +82,9 @@ class Controls:
 
     @property
     def has_spare(self) -> bool:
-        """True while a spare watches; one that only starts does not."""
-        return self._spare is not None and self._spare.is_alive and bool(self._spare.report)
+        """True while a spare watches a control that lives; one that only starts does not."""
+        is_there = self._spare is not None and self._spare.is_alive and bool(self._spare.report)
+        return is_there and self._active is not None and self._active.is_alive
 
     @property
     def needs_spare(self) -> bool:
@@ -107,6 +112,8 @@ class Controls:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._spare is not None:
+            self._spare.send(bytes([wire.STAND_DOWN]))
         for child in (self._spare, self._active):
             if child is not None:
                 await child.stop()
@@ -116,13 +123,9 @@ class Controls:
     async def _start_spare(self) -> None:
         active = self._active
         assert active is not None  # noqa: S101 - start() made it
+        pid_fd = os.pidfd_open(active.process.pid)  # also of one that has ended, until it is reaped
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            pid_fd = os.pidfd_open(active.process.pid)
-        except ProcessLookupError:
-            ours.close()
-            theirs.close()
-            return
+        self._is_starting = True
         self._spare = spare = Child("control spare", MODULE, self._config, self._ring_fd, theirs.fileno(), pid_fd)
         os.close(pid_fd)
         theirs.close()
@@ -132,9 +135,26 @@ class Controls:
             if self._active is active and active.is_alive:
                 active.send(bytes([wire.SPARE]), (ours.fileno(),))
             else:  # control died before this one could watch it
-                spare.send(bytes([wire.TOOK_OVER]))
+                self._order_takeover(spare)
         finally:
+            self._is_starting = False
             ours.close()
+
+    def _order_takeover(self, spare: Child) -> None:
+        spare.send(bytes([wire.TOOK_OVER]) + wire.pack_beat(self._newest))
+        self._expect_takeover(spare)
+
+    def _expect_takeover(self, spare: Child) -> None:
+        """Give up on a spare that does not say that it drives: nothing would, and nobody would know."""
+
+        def look() -> None:
+            if self._is_closing or spare is not self._spare:
+                return
+            log.error("control.spare_failed", error="it did not take over", hint="roverd ends and is started again")
+            spare.process.kill()
+            self._on_loss(ControlLostError(f"control died and its spare did not take over in {TAKEOVER_S:g} s"))
+
+        asyncio.get_running_loop().call_later(TAKEOVER_S, look)
 
     def _hear_spare(self, message: bytes) -> None:
         if message[0] == wire.TOOK_OVER:
@@ -146,10 +166,12 @@ class Controls:
         """Make the spare, which drives already, the control of the rest of roverd."""
         gone, spare = self._active, self._spare
         assert spare is not None  # noqa: S101 - it just spoke
+        if gone is not None:
+            gone.drain()  # what it told before its end comes before what its successor tells
         self._active, self._spare = spare, None
         self._watch(spare)
         self.takeovers += 1
-        self._is_replacing = True
+        self.actuator_failure = ""  # the successor has a device of its own, and says so if that fails
         hint = "the robot was stopped and drives on; see why control ended above, and roverctl doctor"
         log.error("control.taken_over", reason=reason, takeovers=self.takeovers, hint=hint)
         for kind in (wire.E_STOP, wire.STANDBY, wire.ACTIVE, wire.HUMAN):
@@ -164,21 +186,28 @@ class Controls:
         if self._dies_too_often():
             self._on_loss(ControlLostError(f"control died {MAX_DEATHS} times within {DEATHS_WITHIN_S:g} s"))
             return
-        await self._replace_spare()
+        self._spawn(self._replace_spare())
         if gone is not None:
             await gone.stop()
 
     async def _replace_spare(self) -> None:
-        self._is_replacing = True
-        try:
-            await self._start_spare()
-        except ProcessError as error:
-            hint = "control drives without a spare: the actuator's own dead-man timer is what is left"
-            log.error("control.spare_failed", error=str(error), hint=hint)  # noqa: TRY400 - the child told why
-            if self._active is None or not self._active.is_alive:
-                self._on_loss(ControlLostError("control died while its spare started, which failed"))
-        finally:
-            self._is_replacing = False
+        """Start spares until one serves, ever more slowly."""
+        delay_s = FIRST_DELAY_S
+        while not self.has_spare:
+            try:
+                await self._start_spare()
+            except (ProcessError, OSError) as error:
+                self._spare = None
+                if self._active is None or not self._active.is_alive:
+                    self._on_loss(ControlLostError("control died while its spare started, which failed"))
+                    return
+                if delay_s == FIRST_DELAY_S:
+                    hint = "control drives without a spare: the actuator's own dead-man timer is what is left"
+                    log.error("control.spare_failed", error=str(error), hint=hint)  # noqa: TRY400 - the child told why
+            else:
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(LONGEST_DELAY_S, 2 * delay_s)
 
     # -- deaths -----------------------------------------------------------------------------------------------------
 
@@ -192,6 +221,8 @@ class Controls:
             if self._spare is not None:
                 self._spare.process.kill()  # a spare that hangs protects nobody; its death starts a new one
         else:
+            if message[0] == wire.APPLIED:
+                self._newest = wire.place_of(message)
             self._on_message(message)
 
     def _note_actuator(self, failure: str) -> None:
@@ -203,30 +234,26 @@ class Controls:
         self.actuator_failure = failure
 
     def _active_died(self, child: Child) -> None:
-        if self._is_closing or child is not self._active:
-            return
-        if self._is_replacing:
-            return  # the spare that starts now takes over as soon as it serves
+        if self._is_closing or child is not self._active or self._is_starting:
+            return  # a spare that starts just now is told to take over as soon as it serves
         if self._spare is None or not self._spare.is_alive:
             self._on_loss(ControlLostError("the control process died; the robot is stopped"))
-        # else the spare has seen it too, and says so when it drives
+        else:  # the spare has seen it too
+            self._expect_takeover(self._spare)
 
     def _spare_died(self, child: Child) -> None:
-        if self._is_closing or child is not self._spare:
-            return
+        if self._is_closing or child is not self._spare or self._is_starting:
+            return  # who starts it learns of that
         self._spare = None
         if self._active is None or not self._active.is_alive:
             self._on_loss(ControlLostError("control and its spare died; the robot is stopped"))
             return
         log.warning("control.spare_died", hint="it is started again; control drives on")
-        if self._dies_too_often():
-            log.error("control.spare_failed", error=f"{MAX_DEATHS} deaths", hint="control drives without a spare")
-            return
         self._spawn(self._reap_spare(child))
 
     async def _reap_spare(self, child: Child) -> None:
+        self._spawn(self._replace_spare())
         await child.stop()
-        await self._replace_spare()
 
     def _dies_too_often(self) -> bool:
         now_s = time.monotonic()

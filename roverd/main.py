@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import faulthandler
 import sys
 import uuid
 from typing import TYPE_CHECKING
@@ -83,25 +82,25 @@ def next_boot(state_dir: Path) -> int:
 
 def main() -> None:
     """Run the daemon; exit 0 when stopped, 1 when a service failed, 2 for bad configuration."""
-    faulthandler.enable(2)  # the watchdog ends a hanging daemon by SIGABRT: the log then shows where it hung
     try:
         check_ownership()
         loaded = parse()
     except ConfigError as error:
         for mistake in error.mistakes:
             print(f"roverd: {mistake}", file=sys.stderr)
+        backoff.forget()  # whoever corrects the settings need not wait
         sys.exit(2)
     except RoverError as error:
         print(f"roverd: {error}", file=sys.stderr)
         sys.exit(1)
     configure("roverd", level=loaded.value.log_level)
-    backoff.hold_back()
     try:
         uvloop.run(serve(loaded))
         backoff.forget()
     except ConfigError as error:  # a plugin's own table
         for mistake in error.mistakes:
             print(f"roverd: {mistake}", file=sys.stderr)
+        backoff.forget()  # whoever corrects the settings need not wait
         sys.exit(2)
     except (ServiceFailedError, RoverError, OSError) as error:
         print(f"roverd: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -27,6 +28,10 @@ ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_
 
 class ProcessError(RoverError):
     """A child process did not start, died, or did not answer."""
+
+
+class NotRunningError(ProcessError):
+    """A request reached no process: the one before had ended already, and is started again."""
 
 
 def _spawn(module: str, *sockets: int) -> subprocess.Popen[bytes]:
@@ -103,6 +108,18 @@ class Child:
         else:
             self._on_message(message)
 
+    def drain(self) -> None:
+        """Read what a child that is gone sent before; nothing that it might still say is heard afterwards."""
+        while self.is_alive:
+            try:
+                ready = select.select([self.link], [], [], 0)[0]
+            except (OSError, ValueError):
+                break
+            if not ready:
+                break
+            self._readable()
+        self.listen(lambda _: None, lambda: None)
+
     def _died(self) -> None:
         self._loop.remove_reader(self.link.fileno())
         self.is_alive = False
@@ -152,9 +169,15 @@ class PolicyChild:
         control_end.close()
 
     async def request(self, **request: Any) -> dict[str, Any]:
-        """Send a request and return the answer; raises ProcessError when the process dies or hangs."""
-        if not self.child.is_alive:
-            raise ProcessError(f"process {self.child.name}: it is not running")
+        """Send a request and return the answer.
+
+        Raises:
+            NotRunningError: there is no process that could have got it.
+            ProcessError: the process died over it, or hangs and was killed.
+
+        """
+        if not self.child.is_alive or self.child.process.poll() is not None:  # its EOF may not be noticed yet
+            raise NotRunningError(f"process {self.child.name}: it is not running")
         self._answer = asyncio.get_running_loop().create_future()
         self.child.send(msgpack.packb(request))
         done, _ = await asyncio.wait([self._answer], timeout=REQUEST_TIMEOUT_S)

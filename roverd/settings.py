@@ -54,7 +54,7 @@ class ControlSettings:
         1000.0, help="told to move and not moving for so long is a stall, ms; 0: not looked at", low=0, high=60_000
     )
     dead_man_ms: float = option(
-        300.0,
+        180.0,
         help="how long the motor controller goes on without a command, ms; simulators do likewise",
         low=10,
         high=300,

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from roverd.uplink import Uplink
     from roverd.wheel import Wheel
 
-STALE_S = 0.25
-"""A command that was sent longer ago than this is not obeyed: it waited for a roverd that did not run."""
 LOCK_STEP = "this robot runs in lock-step (control.rate_hz 0), faster than anybody can drive; see roverd --profile live"
 
 
@@ -76,9 +74,9 @@ class Teleop:
             **self.telemetry.to_map(),
         }
 
-    def push(self, owner: str, pushes: object, *, is_stale: bool) -> bool:
-        """Drive by a client's pushes; False where the robot does not move for it; raises RoverError."""
-        return self.wheel.drive(owner, self.axes.check(pushes), is_stale=is_stale)
+    def push(self, owner: str, pushes: object, *, age_s: float) -> bool:
+        """Drive by a client's pushes of that age; False where the robot does not move for them; raises RoverError."""
+        return self.wheel.drive(owner, self.axes.check(pushes), age_s=age_s)
 
     # -- the control socket -----------------------------------------------------------------------------------------
 
@@ -109,9 +107,9 @@ class Teleop:
         sent_ns = request.body.get("sent_ns", 0)
         if type(sent_ns) is not int:
             raise RequestError(400, f"wheel: sent_ns {sent_ns!r:.40} is not a whole number")
-        is_stale = bool(sent_ns) and time.monotonic_ns() - sent_ns > STALE_S * 1e9
+        age_s = (time.monotonic_ns() - sent_ns) * 1e-9 if sent_ns else 0.0  # it may have waited for a roverd that hung
         pushes = request.body.get("axes")
-        is_obeyed = _refusing(lambda: self.push(_text(request, "owner"), pushes, is_stale=is_stale))
+        is_obeyed = _refusing(lambda: self.push(_text(request, "owner"), pushes, age_s=age_s))
         return {"is_obeyed": is_obeyed, "view": self.view()}
 
     async def _release(self, request: Request) -> dict[str, Any]:

@@ -31,9 +31,9 @@ SHOW_S = 0.1
 PATIENCE_S = 1.0
 """How long one command may take: the robot has long stopped by then."""
 GIVE_UP_S = 10.0
-STOP, E_STOP, CLEAR, RELEASE, QUIT = " ", "e", "c", "r", "q"
+STOP, E_STOP, RELEASE, QUIT = " ", "e", "r", "q"
 COLLECT = {"\r": "next", "\n": "next", "1": "success", "2": "failure", "3": "discard"}
-CONFIRM_S = 3.0
+NOTE_S = 3.0
 BAR = 20
 
 
@@ -100,7 +100,6 @@ class Session:
         self._view: dict[str, Any] = {}
         self._note = ""
         self._note_until_s = 0.0
-        self._clear_until_s = 0.0
         self._failed_s: float | None = None
         self._lines = 0
         self._rest = ""
@@ -140,11 +139,9 @@ class Session:
         """Do what a key is for; False where the person quits."""
         if key == E_STOP:  # before anything else
             self._keyboard.let_go()
-            self._ask("/e_stop", {"reason": self._owner}, "emergency stop; c clears it")
+            self._ask("/e_stop", {"reason": self._owner}, "emergency stop; roverctl clear lets the robot drive again")
         elif key == STOP:
             self._keyboard.let_go()
-        elif key == CLEAR:
-            self._clear(now_s)
         elif key in COLLECT:
             verb = COLLECT[key]
             path, body = ("/collect/next", {}) if verb == "next" else ("/collect/judge", {"verdict": verb})
@@ -167,15 +164,6 @@ class Session:
         self.is_released = self.is_released or self._ask("/wheel/release", {"owner": self._owner}, "")
         return False
 
-    def _clear(self, now_s: float) -> None:
-        """Clear the emergency stop at the second press, for one comes by mistake."""
-        if now_s < self._clear_until_s:
-            self._clear_until_s = 0.0
-            self._ask("/clear", {}, "cleared")
-        else:
-            self._clear_until_s = now_s + CONFIRM_S
-            self._say("press c again to clear the emergency stop", CONFIRM_S)
-
     def _ask(self, path: str, body: dict[str, Any], note: str) -> bool:
         try:
             self._client.post(path, body)
@@ -185,7 +173,7 @@ class Session:
         self._say(note)
         return True
 
-    def _say(self, note: str, seconds: float = CONFIRM_S) -> None:
+    def _say(self, note: str, seconds: float = NOTE_S) -> None:
         self._note, self._note_until_s = note, time.monotonic() + seconds
 
     def _command(self, now_s: float) -> None:
@@ -223,14 +211,15 @@ def render(view: dict[str, Any], axes: list[dict[str, Any]], pushes: list[float]
         return ["waiting for roverd"]
     wheel, link = view["wheel"], view["link"]
     trip = "" if link["round_trip_ms"] is None else f" {link['round_trip_ms']:.0f} ms"
-    stop = f"   EMERGENCY STOP: {view['e_stop']} (c c clears)" if view["e_stop"] else ""
     clearance = "-" if view["clearance_m"] is None else f"{view['clearance_m']:.2f} m"
     owner = wheel["owner"] or "nobody"
     owner += "" if wheel["is_obeyed"] else ", not obeyed now"
     lines = [
-        f"wheel {wheel['state']} ({owner})   mode {view['mode']}   link {link['state']}{trip}{stop}",
+        f"wheel {wheel['state']} ({owner})   mode {view['mode']}   link {link['state']}{trip}",
         f"drives {view['source'] or '-':<9} clearance {clearance:<8} {' '.join(view['flags'])}",
     ]
+    if view["e_stop"]:  # in place of what drives: nothing does
+        lines[1] = f"EMERGENCY STOP, roverctl clear on the robot lets it drive again: {view['e_stop']}"
     for axis, push in zip(axes, pushes, strict=True):
         more, less = axis["keys"]
         applied = view["action"].get(axis["name"])

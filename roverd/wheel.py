@@ -1,8 +1,9 @@
 """The wheel: one person at a time drives, and while somebody has it the policy does not.
 
-Each command of the owner counts for the dead-man time and no longer; control holds to that by itself, for every command
-carries its end. When none comes in time the robot stands, and the wheel stays locked for its owner until he commands
-again or lets go, or somebody else takes it or releases it by force. A restart of roverd does not release it.
+Each command of the owner counts for the dead-man time, from when he gave it, and no longer; control holds to that by
+itself, for every command carries its end. When none comes in time the robot stands, and the wheel stays locked for its
+owner until he commands again or lets go, or somebody else takes it or releases it by force. A restart of roverd does
+not release it.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Wheel:
             file,
             clock,
         )
-        self._commanded_s = self._since_s = clock()
+        self._commanded_s = self._heard_s = self._since_s = clock()
         self._was_locked = False
         self._is_obeyed = True
         self._wanted: tuple[float, ...] = ()
@@ -159,38 +160,45 @@ class Wheel:
         before, self.owner = self.owner, owner
         if before:
             self.counts["takeovers"] += 1
-        self._since_s = self._commanded_s = self._clock()
+        self._since_s = self._commanded_s = self._heard_s = self._clock()
         self._was_locked = False
         self.on_change()
         self._rest()
-        self._command(self._wanted)
+        self._command(self._wanted, self._dead_man_s)
         self._remember()
         log.info("wheel.taken", owner=owner, before=before)
         return True
 
-    def drive(self, owner: str, pushes: Sequence[float], *, is_stale: bool = False) -> bool:
+    def drive(self, owner: str, pushes: Sequence[float], *, age_s: float = 0.0) -> bool:
         """Let the owner command; False where the robot must not move now, or the command took too long to come.
+
+        Args:
+            owner: who commands.
+            pushes: how far he pushes each axis.
+            age_s: how long ago he gave the command; it counts for what that leaves of the dead-man time.
 
         Raises:
             WheelError: he does not have the wheel.
 
         """
         self._check(owner)
-        if is_stale:  # what he saw when he pushed is long gone; an old command is worse than none
+        age_s = max(0.0, age_s)
+        if age_s >= self._dead_man_s:  # what he saw when he pushed is long gone; an old command is worse than none
             self.counts["stale"] += 1
             return False
         now_s = self._clock()
-        seconds = now_s - self._commanded_s
+        silent_s, seconds = now_s - self._commanded_s, now_s - self._heard_s
         self.counts["commands"] += 1
-        self._commanded_s = now_s
+        self._heard_s = now_s
+        self._commanded_s = now_s - age_s
         if self._was_locked:
             self._was_locked = False
             self._wanted = ()
-            log.info("wheel.resumed", owner=owner, silent_s=round(seconds, 3))
+            log.info("wheel.resumed", owner=owner, silent_s=round(silent_s, 3))
         if not self._wanted:  # roverd began anew, or somebody else may have moved the robot meanwhile
             self._rest()
         self._wanted = self.axes.action(pushes, held=self._wanted, seconds=seconds)
-        return self._command(self._wanted)
+        return self._command(self._wanted, self._dead_man_s - age_s)
 
     def release(self, owner: str, *, by_force: bool = False) -> bool:
         """Let go; False where nobody had it.
@@ -239,8 +247,8 @@ class Wheel:
     def _rest(self) -> None:
         self._wanted = self.axes.rest(self._driven.applied_action)
 
-    def _command(self, action: tuple[float, ...]) -> bool:
-        self._is_obeyed = self._driven.human(action, self._dead_man_s, locks=True)
+    def _command(self, action: tuple[float, ...], seconds: float) -> bool:
+        self._is_obeyed = self._driven.human(action, seconds, locks=True)
         return self._is_obeyed
 
     def _remember(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
+from protocol.node import backoff
+from protocol.node.log import configure
 from protocol.node.require import exit_without
 
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "tensorboard", "numba")
@@ -11,6 +14,9 @@ NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "tensorbo
 
 def main() -> None:
     """Run the daemon and exit with its status."""
+    faulthandler.enable(2)  # the watchdog ends a hanging daemon by SIGABRT: the log then shows where it hung
+    configure("trainerd")
+    backoff.hold_back()  # not later: a library that crashes at its import must not burn the machine either
     exit_without("trainerd", "trainer", NEEDED)
     from trainerd.main import main as run  # noqa: PLC0415 - imports torch
 

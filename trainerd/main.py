@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -56,13 +55,11 @@ async def serve(loaded: Loaded[Settings], listener: socket.socket | None) -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run trainerd; return 0 when stopped, 1 when a service failed, 2 for bad configuration."""
-    faulthandler.enable(2)  # the watchdog ends a hanging daemon by SIGABRT: the log then shows where it hung
     listener = inherited("control")
     try:
         check_ownership()
         loaded = parse(arguments)
         logs.configure("trainerd", level=loaded.value.log_level)
-        backoff.hold_back()
         pin(loaded.value.cpus)
         uvloop.run(serve(loaded, listener))
         backoff.forget()

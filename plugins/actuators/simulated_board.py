@@ -1,6 +1,6 @@
 """A motor board in software: it obeys commands and stops when none comes, and keeps a journal of what its motors did.
 
-    python -m plugins.actuators.simulated_board unix:/run/board.sock --dead-man-ms 300 --journal FILE
+    python -m plugins.actuators.simulated_board unix:/run/board.sock --dead-man-ms 180 --journal FILE
 
 The journal has one JSON line for each change of what the motors are told: the monotonic time, the action, and why
 (``command`` or ``dead_man``). It is how a test or a bench sees from outside when a robot stood still.
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(description="A motor board in software, with a dead-man timer.")
     parser.add_argument("address", help="unix:PATH to listen at")
-    parser.add_argument("--dead-man-ms", type=float, default=300.0, help="how long a command holds, ms")
+    parser.add_argument("--dead-man-ms", type=float, default=180.0, help="how long a command holds, ms")
     parser.add_argument("--journal", type=Path, default=None, help="where changes are written; default: stdout")
     parser.add_argument("--fifo", type=int, default=0, help="SCHED_FIFO priority: a board is never late; 0: ordinary")
     options = parser.parse_args(arguments)

@@ -24,7 +24,10 @@ FIRST_S, MAX_S = 0.5, 10.0
 
 
 def hold_back() -> None:
-    """Count this start as failed until ``forget``, and wait if those before it failed; nothing without systemd."""
+    """Count this start as failed until ``forget``, and wait if those before it failed; nothing without systemd.
+
+    To be called before anything that can crash, the import of the daemon included.
+    """
     path = _path()
     if path is None:
         return

@@ -23,6 +23,8 @@ FEEDS_PER_LIMIT = 4
 """How often the watchdog is fed within its time; the loop may be late by the rest."""
 PROVEN_S = 5.0
 """A daemon that serves for so long has started well (see ``protocol.node.backoff``)."""
+PATIENCE_AT_FIRST = 5
+"""Until then the watchdog's time is so many times as long: libraries that load late may hold the interpreter."""
 
 
 class Pulse:
@@ -103,6 +105,8 @@ class Watchdog:
         if interval_s is None:
             await asyncio.Event().wait()
             return
+        limit_s = 2 * interval_s
+        sdnotify.watchdog_limit(PATIENCE_AT_FIRST * limit_s)
         proven_s = time.monotonic() + PROVEN_S
         while True:
             if names := self._liveness.hanging():
@@ -112,7 +116,8 @@ class Watchdog:
             if time.monotonic() > proven_s:
                 proven_s = math.inf
                 backoff.forget()
-            await asyncio.sleep(2 * interval_s / FEEDS_PER_LIMIT)
+                sdnotify.watchdog_limit(limit_s)
+            await asyncio.sleep(limit_s / FEEDS_PER_LIMIT)
 
     @staticmethod
     def _trip(names: Sequence[str]) -> None:

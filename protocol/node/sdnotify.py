@@ -26,6 +26,11 @@ def watchdog() -> bool:
     return notify("WATCHDOG=1")
 
 
+def watchdog_limit(seconds: float) -> bool:
+    """Have systemd wait so long for the next ``watchdog``, in place of the unit's ``WatchdogSec``."""
+    return notify(f"WATCHDOG_USEC={int(seconds * 1e6)}")
+
+
 def trip() -> bool:
     """Ask to be ended as if the watchdog had not been fed: at once, with the traces that SIGABRT leaves."""
     return notify("WATCHDOG=trigger")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from protocol.spec import RobotSpec
 
 REOPEN_S = 1.0
+EAGER_S = 1.0
+"""A device that was just taken over may still be busy: for so long it is tried on every write."""
 
 
 class SimulatedActuator:
@@ -47,8 +50,8 @@ def load(config: Mapping[str, Any], spec: RobotSpec) -> Callable[[], Actuator]:
 class GuardedActuator:
     """Write to a device that may fail: what it refuses is told once, and tried again on the next tick.
 
-    When it refuses an action it is offered the safe one at once. One that could not be made, or failed, is made anew
-    after a second, because a cable that was plugged in again is a new device.
+    When it refuses an action it is offered the safe one at once. One that failed is made anew every second, because a
+    cable that was plugged in again is a new device; in a thread, for that may take longer than a tick.
     """
 
     def __init__(self, make: Callable[[], Actuator], tell: Callable[[str], None]) -> None:
@@ -56,7 +59,9 @@ class GuardedActuator:
         self._make, self._tell = make, tell
         self._device: Actuator | None = None
         self._failure = ""
-        self._failing_since_s = self._made_s = float("-inf")
+        self._first_s = self._made_s = float("-inf")
+        self._opening_error = ""
+        self._thread: threading.Thread | None = None
 
     def write(self, action: Sequence[float], safe: Sequence[float]) -> bool:
         """Command the device; return False where it did not take the action (it may have taken the safe one)."""
@@ -76,7 +81,7 @@ class GuardedActuator:
     def _try(self, action: Sequence[float]) -> str | None:
         device = self._opened()
         if device is None:
-            return self._failure or "it cannot be opened"
+            return self._opening_error or "it is being opened"
         try:
             device.write(action)
         except Exception as error:  # noqa: BLE001 - the wall around a plugin
@@ -84,19 +89,29 @@ class GuardedActuator:
         return None
 
     def _opened(self) -> Actuator | None:
+        """Return the device, made now where it is young and in the background later; None while there is none."""
+        if self._thread is not None and self._thread.is_alive():
+            return None
         now_s = time.monotonic()
-        is_due = now_s - self._made_s >= REOPEN_S
-        if self._failure and is_due:
-            self.close()
-        if self._device is None and is_due:
+        if self._first_s == float("-inf"):
+            self._first_s = now_s
+        is_young = now_s - self._first_s < EAGER_S
+        if self._device is None and is_young:
+            self._open()
+        elif (self._failure or self._device is None) and now_s - self._made_s >= REOPEN_S:
             self._made_s = now_s
-            try:
-                self._device = self._make()
-            except Exception as error:  # noqa: BLE001 - the wall around a plugin
-                if not self._failure:
-                    self._failure = f"{type(error).__name__}: {error}"
-                    self._tell(self._failure)
+            self.close()
+            self._thread = threading.Thread(target=self._open, name="actuator", daemon=True)
+            self._thread.start()
+            return None
         return self._device
+
+    def _open(self) -> None:
+        self._made_s = time.monotonic()
+        try:
+            self._device = self._make()
+        except Exception as error:  # noqa: BLE001 - the wall around a plugin
+            self._opening_error = f"{type(error).__name__}: {error}"
 
     def close(self) -> None:
         """Release the device."""

@@ -42,6 +42,7 @@ LOCK_STEP_PATIENCE_S = 30.0
 """A policy that answers no tick for so long in lock-step counts as dead."""
 BEAT_NS = 20_000_000
 FOREVER_NS = 1 << 62
+OPEN_TRIES, OPEN_PAUSE_S = 10, 0.005
 
 
 class Control:
@@ -85,7 +86,6 @@ class Control:
 
     def _find_sensors(self, spec: RobotSpec, config: dict[str, Any]) -> None:
         names = [element.name for element in spec.state]
-        self._states = len(names)
         self._places = {name: names.index(name) if name in names else -1 for name in ("linear_vel", "roll", "pitch")}
         camera = forward_camera(spec)
         self._depth_key = camera.key if camera else ""
@@ -107,12 +107,15 @@ class Control:
             self._actuator.close()
 
     def take_over(self, beat: wire.Beat, reason: str) -> None:
-        """Become the one that drives, for one that is gone: stop the robot, say so, and count on where it was."""
-        self._make_safe()
+        """Become the one that drives, for one that is gone: say so, stop the robot, and count on where it was."""
+        self._tell(bytes([wire.TOOK_OVER]) + reason.encode())  # before a device that may hang
         self._tick, self._decision = beat.tick + 1, beat.decision + 1  # it may have begun one more than it told
         self._force_decision = True
         self._extra_flags = int(Intervention.TOOK_OVER)
-        self._tell(bytes([wire.TOOK_OVER]) + reason.encode())
+        for _ in range(OPEN_TRIES):  # a device that is still busy with the one that is gone
+            if self._make_safe():
+                return
+            time.sleep(OPEN_PAUSE_S)
 
     # -- the two ways of waiting ------------------------------------------------------------------------------------
 
@@ -215,9 +218,7 @@ class Control:
         human = self._wheel.action if self._wheel is not None and sensed.now_ns <= self._wheel.until_ns else None
         verdict, self._memory = safety.decide(self._limits, request, sensed, self._memory)
         self._wheel = verdict.wheel
-        if not self._write(verdict.action):
-            self._extra_flags |= Intervention.ACTUATOR_FAILED
-        self._is_safe = verdict.action == safety.safe(self._limits, verdict.action)
+        verdict = self._apply(verdict)
         flags = verdict.interventions | self._extra_flags | (Intervention.OBSERVATION_REPEATED if repeated else 0)
         if held is not None and held.slot != self._slots.ordered:
             flags |= Intervention.FAILOVER
@@ -278,7 +279,7 @@ class Control:
             speed_mps=values["linear_vel"],
             roll_rad=values["roll"],
             pitch_rad=values["pitch"],
-            is_finite=all(abs(value) < float("inf") for value in seen.vector[: self._states]),
+            is_finite=all(abs(value) < float("inf") for value in seen.vector),
         )
 
     def _look(self, seen: wire.Seen) -> None:
@@ -294,15 +295,23 @@ class Control:
 
     # -- the actuator -----------------------------------------------------------------------------------------------
 
-    def _write(self, action: wire.Floats) -> bool:
-        return self._actuator.write(action, safety.safe(self._limits, action))
+    def _apply(self, verdict: safety.Verdict) -> safety.Verdict:
+        """Command an action; one that the device refuses was not applied, and is not told as if it were."""
+        safe = safety.safe(self._limits, self._in_flight)
+        if not self._actuator.write(verdict.action, safe):
+            flags = verdict.interventions | Intervention.ACTUATOR_FAILED
+            verdict = verdict._replace(action=safe, source=safety.FALLBACK, interventions=int(flags))
+            self._memory = self._memory._replace(last=safe, change=self._zero)
+        self._is_safe = verdict.action == safety.safe(self._limits, verdict.action)
+        return verdict
 
-    def _make_safe(self) -> None:
-        """Command the safe action now, not at the next tick."""
+    def _make_safe(self) -> bool:
+        """Command the safe action now, not at the next tick; return False where the device does not take it."""
         action = safety.safe(self._limits, self._memory.last)
-        self._actuator.write(action, action)
+        is_taken = self._actuator.write(action, action)
         self._memory = self._memory._replace(last=action, change=self._zero)
         self._is_safe = True
+        return is_taken
 
     def _tell_actuator(self, failure: str) -> None:
         self._tell(bytes([wire.ACTUATOR]) + failure.encode()[:1000])
@@ -317,11 +326,11 @@ class Control:
                 self._beat()
             if now_ns >= until_ns:
                 break
-            stale_ns = self._stale_at_ns()
-            if now_ns >= stale_ns:
+            stop_ns = self._stop_at_ns()
+            if now_ns >= stop_ns:
                 self._make_safe()
                 continue
-            wake_ns = min(until_ns, self._beat_at_ns, stale_ns)
+            wake_ns = min(until_ns, self._beat_at_ns, stop_ns)
             timeout_s = None if wake_ns == FOREVER_NS else (wake_ns - now_ns) * 1e-9
             ready, _, _ = select.select([self._link, *self._slots.sockets], [], [], timeout_s)
             if self._link in ready:
@@ -329,11 +338,15 @@ class Control:
             self._slots.read(ready)
         return self._running
 
-    def _stale_at_ns(self) -> int:
-        """Return when the newest observation will be too old to move by, if the robot moves."""
+    def _stop_at_ns(self) -> int:
+        """Return when the robot, if it moves, must stop without waiting for a tick.
+
+        That is when the newest observation will be too old to move by, or a human who holds the wheel falls silent.
+        """
         if self._seen is None or self._is_safe or self._rate_hz == 0:
             return FOREVER_NS
-        return _oldest_ns(self._seen) + self._limits.stale_after_ns
+        stale_ns = _oldest_ns(self._seen) + self._limits.stale_after_ns
+        return min(stale_ns, self._wheel.until_ns) if self._wheel is not None and self._wheel.locks else stale_ns
 
     def _receive(self) -> None:
         try:

@@ -26,6 +26,12 @@ SILENCE_WITHOUT_FIFO_S = 0.12
 OWN_STALL = 0.5
 """A wait that took this share longer than asked for: this process stood still itself, so silence means nothing."""
 FAREWELL_S = 0.1
+FIRST_BEAT_S = 2.0
+"""roverd brings control its end of the socket once the spare serves; one that never beats then is ill."""
+GONE_S = 0.05
+"""How long a killed process may take until its devices are closed; one that sleeps in a driver takes longer."""
+UNKNOWN_TICKS = 10_000
+"""Numbers that are skipped where control never said where it was: none may be used twice."""
 
 
 class Spare:
@@ -37,7 +43,7 @@ class Spare:
         """Take the control that is to run, its link, the socket that control beats on, and control's pidfd."""
         self._control, self._link, self._beat_socket, self._pid_fd = control, link, beat, pid_fd
         self._silence_s = SILENCE_S if is_punctual else SILENCE_WITHOUT_FIFO_S
-        self._beat = wire.Beat(0, 0)
+        self._beat = wire.Beat(UNKNOWN_TICKS, UNKNOWN_TICKS)
         self._has_heard = False
         beat.setblocking(False)
 
@@ -53,9 +59,9 @@ class Spare:
         """Return why control must be replaced, or an empty text when roverd is gone and control went with it."""
         while True:
             began_s = time.monotonic()
-            timeout_s = self._silence_s if self._has_heard else None
+            timeout_s = self._silence_s if self._has_heard else FIRST_BEAT_S
             ready, _, _ = select.select([self._link, self._beat_socket], [], [], timeout_s)
-            if not ready and time.monotonic() - began_s < self._silence_s * (1 + OWN_STALL):
+            if not ready and time.monotonic() - began_s < timeout_s * (1 + OWN_STALL):
                 return "hung"
             if self._beat_socket in ready and not self._listen():
                 return "" if self._is_roverd_gone() else "died"
@@ -63,6 +69,8 @@ class Spare:
                 order = self._order()
                 if order == wire.TOOK_OVER:
                     return "died"
+                if order == wire.STAND_DOWN:
+                    return ""
                 if order is None:
                     return "" if self._is_farewell() else "hung"
 
@@ -85,6 +93,8 @@ class Spare:
             message = self._link.recv(wire.MAX_MESSAGE_BYTES)
         except OSError:
             return None
+        if len(message) > 1 and message[0] == wire.TOOK_OVER:
+            self._beat = wire.unpack_beat(message[1:])
         return message[0] if message else None
 
     def _is_roverd_gone(self) -> bool:
@@ -102,7 +112,9 @@ class Spare:
         return False
 
     def _kill(self) -> None:
+        """End control for sure, and give the kernel a moment to close its devices: two must not hold them."""
         try:
             signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
         except OSError:  # it is gone already
             return
+        select.select([self._pid_fd], [], [], GONE_S)

@@ -14,6 +14,8 @@ vectors are float32 in the units of the RobotSpec.
     control --BEAT-->    spare     I live, and this is where I am
     control --SPARE-->   roverd    the spare does not listen any more
     spare   --TOOK_OVER-> roverd   control is gone or hangs; I drive now, and know no policy yet
+    roverd  --TOOK_OVER-> spare    control is gone before you could watch it; drive (a BEAT follows in the message)
+    roverd  --STAND_DOWN-> spare   roverd stops: go, and leave control alone
 
 A policy process drains to the newest TICK. Start-up: the first message each child gets is a msgpack map (its
 configuration); once it can serve it answers READY with a msgpack map behind it: what the kernel granted it.
@@ -29,7 +31,7 @@ import struct
 from typing import NamedTuple
 
 SEEN, TICK, PROPOSAL, APPLIED, HUMAN, E_STOP, CLEAR, ACTIVE, ATTACH, READY = range(1, 11)
-STANDBY, RELEASE, SHADOWED, TOOK_OVER, ACTUATOR, BEAT, SPARE = range(11, 18)
+STANDBY, RELEASE, SHADOWED, TOOK_OVER, ACTUATOR, BEAT, SPARE, STAND_DOWN = range(11, 19)
 MAX_MESSAGE_BYTES = 65536
 
 RESET = 1
@@ -265,6 +267,13 @@ class Layout:
 
 
 _BEAT = struct.Struct("<BQQ")
+_PLACE = struct.Struct("<8xQ8xQ")
+"""Where tick and decision stand in every APPLIED."""
+
+
+def place_of(applied: bytes) -> Beat:
+    """Return where control was when it sent an APPLIED."""
+    return Beat(*_PLACE.unpack_from(applied))
 
 
 def pack_beat(m: Beat) -> bytes:

@@ -56,11 +56,11 @@ class Guard:
         """Say whether a new policy is being watched, and decisions do come."""
         return self._watch.left > 0 and time.monotonic() - self._watch.last_s < patience_s
 
-    def see(self, applied: wire.Applied) -> None:
-        """Count a decision of the active slot."""
+    def see(self, applied: wire.Applied, *, may_be_stopped: bool = False) -> None:
+        """Count a decision of the active slot; ``may_be_stopped`` as for ``Watch.see``."""
         slot = self._slots.active
         was_watched = self._watch.left > 0
-        reason = self._watch.see(applied, time.monotonic())
+        reason = self._watch.see(applied, time.monotonic(), may_be_stopped=may_be_stopped)
         if reason:
             self.on_bad(reason)
             return

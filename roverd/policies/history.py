@@ -43,7 +43,7 @@ class History:
 
     def note(self, driving_id: str, used: Collection[str], overruled: str) -> None:
         """Write down what drives; bundles in ``used`` stay on disk."""
-        note = Note(driving_id, self.previous(driving_id), dict(self._refusals.barred), overruled)
+        note = Note(driving_id, self.previous(driving_id), self._refusals.lasting, overruled)
         self._writer.submit(self._write, note, set(used))
 
     def close(self) -> None:

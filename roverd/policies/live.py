@@ -81,7 +81,6 @@ class Live:
         if now and not transaction.is_now:
             return False
         may_stand_in = self.driving_id not in {"", *self._refusals.barred} and self.allows_fallback
-        self._leaving = ""
         self._swap(transaction, wire.FALLBACK if may_stand_in else wire.NO_ROLE)
         return True
 
@@ -91,6 +90,7 @@ class Live:
         is_known = self._history.knows(target.name) or left == target.name
         self._slots.activate(self._slots.standby, role)
         self._wishes.swapped()
+        self._leaving = ""
         self.swaps += 1
         if left and left not in self._refusals.barred:
             self._history.drove(left)
@@ -163,8 +163,10 @@ class Live:
             self._go_back()
         if self._is_wanted(bad):  # there is nothing else: the robot stands, since nobody answers control
             self._give_up(slot)
-        elif self.transaction is not None:
-            self.transaction.is_now = True  # what comes next was on its way before, or was just made ready
+        else:
+            self._wishes.hurry()
+            if self.transaction is not None:
+                self.transaction.is_now = True  # what comes next was on its way before, or was just made ready
         self._note(self._wishes.standing.name if self._wishes.standing and not self._is_wanted(bad) else "")
         self._spawn(self._tell_of_rollback(slot, bad.name, reason))
         self.on_change()
@@ -242,12 +244,12 @@ class Live:
                 self._end_with(lost, Stage.ABANDONED, reason)
             else:
                 return  # who loads or shadows in it counts that
-        if lost is not None and self._refusals.count_crash(lost.name):
+        if lost is not None and self._refusals.count_crash(lost.name, time.monotonic()):
             self._refuse_crashing(lost, f"{reason}, {MAX_CRASHES} times running")
 
     def _refuse_crashing(self, lost: Target, reason: str) -> None:
-        """Bar a target whose process dies of it; what drives now, or drove before, is wanted instead."""
-        self._refusals.bar(lost.name, reason)
+        """Bar until a restart what its process dies of; what drives now, or drove before, is wanted instead."""
+        self._refusals.bar(lost.name, reason, lasts=False)
         standing, instead = self._wishes.standing, self.driving_id or self._history.previous(lost.name)
         if standing is not None and standing.name == lost.name and instead:
             self._wishes.want(instead, self._slots.loaded)
@@ -260,6 +262,7 @@ class Live:
             self._swap(transaction, wire.NO_ROLE)  # it would have driven from the next episode on
         else:
             self._slots.activate(self._slots.standby, wire.NO_ROLE)
+            self._leaving = ""
             self._guard.begin(is_watched=False)
             self._tell_driving()
         hint = "the lost one is loaded again and comes back at the next episode"

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from protocol.bundle import BundleError
+from protocol.errors import RoverError
 from protocol.node.log import RepeatLimiter, get_logger
 from roverd.control import wire
 from roverd.policies.fetch import StalledError
@@ -36,6 +37,10 @@ PING_S = 5.0
 
 class SupersededError(Exception):
     """Something else is wanted meanwhile."""
+
+
+class BadInputError(RoverError):
+    """A policy could not be proved because of what the sensors showed it."""
 
 
 class Preparer:
@@ -85,7 +90,9 @@ class Preparer:
 
         Raises:
             RoverError: the target is no good, and why.
+            NotRunningError: the standby process had ended before the target came to it.
             ProcessError: the standby process died or hangs, whoever's fault it is.
+            BadInputError: what the sensors showed it was no input.
             SupersededError: ``is_wanted`` became false.
             StalledError: the trainer has been silent for too long.
             OSError: the disk refuses.
@@ -236,12 +243,12 @@ class Preparer:
             await wait_for(self._stirred, min(shadow.next_s(now_s) + 0.001, remaining_s or 1.0))
 
     async def _explain(self, slot: int, reason: str) -> str:
-        """Add what the process itself says; raises ProcessError where not the policy is to blame but its input."""
+        """Add what the process itself says; raises BadInputError where not the policy is to blame but its input."""
         told = await self._slots.ping(slot, PING_S)
         self._slots.forget(slot)
         failures = told["failures"] if told else {}
         if failures and set(failures) == {"input"}:
-            raise ProcessError(f"{reason}, because of what it was shown: {told['last_failure'] if told else ''}")
+            raise BadInputError(f"{reason}, because of what it was shown: {told['last_failure'] if told else ''}")
         return f"{reason}: {told['last_failure']}" if told and told["last_failure"] else reason
 
 

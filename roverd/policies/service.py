@@ -14,17 +14,18 @@ from protocol.errors import RoverError
 from protocol.messages import Verdict
 from protocol.node.log import get_logger
 from roverd.control import wire
+from roverd.policies.fallback import Fallback
 from roverd.policies.fetch import Fetcher, StalledError
 from roverd.policies.guard import Guard
 from roverd.policies.history import History
 from roverd.policies.live import Live
-from roverd.policies.prepare import Preparer, SupersededError, wait_for
+from roverd.policies.prepare import BadInputError, Preparer, SupersededError, wait_for
 from roverd.policies.refusals import MAX_CRASHES, Refusals
 from roverd.policies.slots import Slots
 from roverd.policies.store import PolicyStoreError
 from roverd.policies.transaction import Stage, Target, Transaction
 from roverd.policies.wishes import Wishes
-from roverd.processes import ProcessError
+from roverd.processes import NotRunningError, ProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from roverd.settings import PolicySettings
 
 log = get_logger()
-ROLES = ("", "shadow", "fallback")
 OVERRULED = "a person chose another policy on the robot; roverctl policy reload or a newer policy ends that"
 WATCHING_S = 0.1
 """How often to look whether a watch that a newer offer waits for still sees decisions."""
@@ -75,7 +75,7 @@ class Policies:
         self._live.send = self._send
         self._live.on_change = self._something_changed
         self._changed = asyncio.Event()
-        self._fallback_failed = ""
+        self._fallback = Fallback(self._slots, self._live, self._preparer, self._history, self._refusals)
 
     # -- what drives ------------------------------------------------------------------------------------------------
 
@@ -144,15 +144,10 @@ class Policies:
 
     def report(self) -> dict[str, Any]:
         """Return how far the newest transaction is, what stands by, and what was refused last."""
-        transaction, standby = self._live.transaction, self._slots.loaded[self._slots.standby]
-        name, reason = self._refusals.newest
+        transaction, (name, reason) = self._live.transaction, self._refusals.newest
         return {
             "transaction": transaction.to_map(time.monotonic()) if transaction else {"stage": "none"},
-            "standby": {
-                "name": standby.name if standby else "",
-                "role": ROLES[self._slots.role],
-                "pid": self._slots.pid(self._slots.standby),
-            },
+            "standby": self._slots.standby_facts,
             "watch": self._guard.facts,
             "previous": self._history.previous(self.driving_id),
             "last_refusal": {"name": name, "reason": reason},
@@ -248,13 +243,17 @@ class Policies:
         """Give up on the process of a slot: it is killed and started again, and the standby drives for good."""
         self._live.fail_over(slot, reason)
 
-    def observed(self, applied: wire.Applied) -> None:
-        """Take in what became of a tick: decisions are counted for the watch and for a policy that shadows."""
+    def observed(self, applied: wire.Applied, *, explores: bool = False) -> None:
+        """Take in what became of a tick: decisions are counted for the watch and for a policy that shadows.
+
+        ``explores`` says that it was in an episode to learn from.
+        """
         if applied.tick_in_decision:
             return
         self._preparer.asked()
         if self.driving is not None:
-            self._guard.see(applied)
+            is_measured = self._wishes.is_ordered and self.driving == self.target  # an evaluation is to see it all
+            self._guard.see(applied, may_be_stopped=explores or is_measured)
 
     def shadowed(self, answer: wire.Shadowed) -> None:
         """Take in what the standby would have done."""
@@ -276,8 +275,8 @@ class Policies:
                 target = self.target
                 if target is not None and self._is_due(target):
                     await self._bring(target)
-                elif fallback := self._missing_fallback():
-                    await self._restore_fallback(fallback)
+                elif fallback := self._fallback.missing():
+                    await self._fallback.restore(fallback)
                 else:
                     await wait_for(self._changed, WATCHING_S if self._is_watching else None)
         finally:
@@ -321,10 +320,10 @@ class Policies:
             await self._preparer.prepare(transaction, lambda: self.target == target)
         except SupersededError:
             self._fail(transaction, Stage.ABANDONED, "something else is wanted now")
-        except StalledError as error:
+        except (StalledError, NotRunningError, BadInputError) as error:
             self._fail(transaction, Stage.ABANDONED, str(error))
         except ProcessError as error:  # it may have had another cause than this policy, once
-            if self._refusals.count_crash(target.name):
+            if self._refusals.count_crash(target.name, time.monotonic()):
                 self._fail(transaction, Stage.REFUSED, str(error))
                 self._live.refuse(target, f"{error}, {MAX_CRASHES} times running")
             else:
@@ -349,24 +348,3 @@ class Policies:
             self.send(Verdict(target.name, "verified", seconds=seconds))
         log.info("policy.verified", policy_id=target.name[:12], seconds=round(seconds, 3), **transaction.proof)
         self.on_change()
-
-    def _missing_fallback(self) -> str:
-        """Return the policy that should be loaded to stand in for what drives; empty where nothing is to be done."""
-        transaction, slot = self._live.transaction, self._slots.standby
-        if not self._live.allows_fallback or not self.driving_id or (transaction and transaction.is_under_way):
-            return ""
-        standby = self._slots.loaded[slot]
-        if standby is not None and standby.is_policy and standby.name not in self._refusals.barred:
-            if self._slots.role != wire.FALLBACK:
-                self._slots.give(wire.FALLBACK)
-            return ""
-        name = self._history.previous(self.driving_id)
-        return name if name != self._fallback_failed and self._slots.is_alive(slot) else ""
-
-    async def _restore_fallback(self, policy_id: str) -> None:
-        try:
-            await self._preparer.restore_fallback(Transaction(Target("policy", policy_id), time.monotonic()))
-        except (RoverError, OSError) as error:
-            self._fallback_failed = policy_id
-            hint = "what drives has no policy that could stand in for it"
-            log.warning("policy.passed_over", policy_id=policy_id[:12], reason=str(error), hint=hint)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from protocol.node.log import get_logger
 from roverd.control import wire
-from roverd.processes import ProcessError
+from roverd.processes import NotRunningError, ProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = get_logger()
 SLOTS = 2
+ROLES = ("", "shadow", "fallback")
 REVIVE_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
 
@@ -70,6 +71,13 @@ class Slots:
         """Return a slot's process, 0 where none runs."""
         child = self._children[slot]
         return child.child.process.pid if child is not None and child.child.is_alive else 0
+
+    @property
+    def standby_facts(self) -> dict[str, Any]:
+        """What the standby holds and is for."""
+        target = self.loaded[self.standby]
+        name = target.name if target is not None else ""
+        return {"name": name, "role": ROLES[self.role], "pid": self.pid(self.standby)}
 
     @property
     def reports(self) -> dict[str, dict[str, Any]]:
@@ -165,6 +173,7 @@ class Slots:
         """Load a target into a slot and return the process' answer; what it had stays if it is refused.
 
         Raises:
+            NotRunningError: the process had ended, or was killed, before the target came to it.
             ProcessError: the process died, or did not answer and was killed.
 
         """
@@ -203,8 +212,8 @@ class Slots:
     async def _request(self, slot: int, request: dict[str, Any]) -> dict[str, Any]:
         async with self._requests[slot]:
             child = self._children[slot]
-            if child is None:
-                raise ProcessError(f"process policy {slot}: it is not running")
+            if child is None or slot in self._dying:
+                raise NotRunningError(f"process policy {slot}: it is not running")
             try:
                 return await child.request(**request)
             except ProcessError:

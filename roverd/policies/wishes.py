@@ -49,6 +49,10 @@ class Wishes:
         """Let an order choose; None returns to the standing choice."""
         self._order = _as_loaded(target, loaded) if target is not None else None
 
+    def hurry(self) -> None:
+        """Let the target drive from the next tick on, once it is ready: what drives must not."""
+        self._now = self.target
+
     def swapped(self) -> None:
         """Take it that a person's haste is satisfied: what is lost later comes back at the next episode."""
         self._now = None

@@ -142,8 +142,11 @@ class SelfCheck:
 
     @property
     def is_running(self) -> bool:
-        """True while it moves the robot."""
-        return self._run is not None
+        """True while it moves the robot: for a person who took the wheel it is over when its own episode is."""
+        run = self._run
+        if run is None:
+            return False
+        return not self._wheel_owner() or (run.has_episode and self._driven.is_in_episode)
 
     def causes(self) -> list[str]:
         """Say what is wrong, for health."""
@@ -216,7 +219,7 @@ class SelfCheck:
         run = self._run
         if applied is None:
             if run is not None:
-                run.episode_began()
+                run.episode_began(is_own=not self._wheel_owner())
             return
         reading = seen.reading
         sample = Sample(
@@ -272,31 +275,44 @@ class SelfCheck:
         await asyncio.sleep(POLL_S)
         if self._cancelled:
             raise SelfCheckError(f"selfcheck: broken off: {self._cancelled}")
-        if owner := self._wheel_owner():
-            raise SelfCheckError(f"selfcheck: broken off: {owner} took the wheel")
+        if self._is_taken():
+            raise SelfCheckError(f"selfcheck: broken off: {self._cancelled}")
         if self._driven.mode in {"e_stop", "held"}:
             raise SelfCheckError(f"selfcheck: broken off: {self._driven.mode}")
         if time.monotonic() > until_s:
             raise SelfCheckError(f"selfcheck: {problem}")
 
     def _press(self) -> bool:
-        """Command what the present phase asks for, for as long as the dead-man time."""
+        """Command what the present phase asks for, for as long as the dead-man time; nothing once it is broken off."""
         run = self._run
-        if run is None or not run.is_begun:
+        if run is None or not run.is_begun or self._is_taken() or self._cancelled:
             return False
         phase = run.phase
         return self._driven.human(self.axes.action(phase.forward_mps, phase.left_radps), HOLD_S, locks=True)
 
+    def _is_taken(self) -> bool:
+        """Say whether somebody has the wheel: a person may always take it, and that breaks the check off."""
+        owner = self._wheel_owner()
+        if owner and not self._cancelled:
+            self._cancelled = f"{owner} took the wheel"
+        return bool(owner)
+
     async def _end(self, run: _Run) -> None:
-        """Stop, end the check's episode without leaving a demonstration, and give the wheel back."""
+        """Stop, end the check's own episode without leaving a demonstration, and give the wheel back.
+
+        The episode that a person who took the wheel begins then is his, and is left alone. In lock-step the command to
+        stand may begin one more of the check's own.
+        """
         was_begun, run.is_begun = run.is_begun, False
         if not was_begun:
             return
-        until_s = time.monotonic() + END_S
         if self._driven.is_in_episode and not self._wheel_owner():
             self._driven.human(self.axes.action(0.0, 0.0), HOLD_S, locks=True)
-        while self._driven.finish_episode(None) and time.monotonic() < until_s:  # noqa: ASYNC110 - the next tick ends it
-            await asyncio.sleep(POLL_S)
+        until_s = time.monotonic() + END_S
+        while run.has_episode and self._driven.finish_episode(None):
+            await asyncio.sleep(POLL_S)  # the next tick ends it
+            if time.monotonic() > until_s:
+                break
         if not self._wheel_owner():
             self._driven.let_go()
 
@@ -343,6 +359,8 @@ class _Run:
         self.recordings: list[Recording] = []
         self.is_begun = False
         """This check's own episode runs, or is about to."""
+        self.has_episode = False
+        """The episode that began last is this check's own."""
         self.restarts = -1
         self._samples: list[Sample] = []
         self._since_ns = -1
@@ -356,8 +374,9 @@ class _Run:
         """The present phase; a rest once all are recorded."""
         return Phase(REST, 0.0, 0.0, 0.0) if self.is_over else self.phases[len(self.recordings)]
 
-    def episode_began(self) -> None:
+    def episode_began(self, *, is_own: bool) -> None:
         """Begin the present phase anew: the robot may stand somewhere else now."""
+        self.has_episode = is_own
         self._samples, self._since_ns = [], -1
         self.restarts += 1
 

@@ -115,8 +115,9 @@ function banner(isSilent) {
     const why = isLoggedIn ? "no connection; the robot stands if you were driving" : "not logged in: open the address that roverctl web prints";
     panel.banner(why, true);
   } else if (isSilent) panel.banner("roverd is silent; the robot stands if you were driving", true);
-  else if (view.e_stop) panel.banner(`emergency stop: ${view.e_stop}`, true);
+  else if (view.e_stop) panel.banner(`emergency stop: ${view.e_stop}; roverctl clear on the robot lets it drive again`, true);
   else if (isMine() && !isLookedAt()) panel.banner("click here to go on: this page is in the background, so the robot stands");
+  else if (isMine() && view.lag_ms >= view.wheel.dead_man_ms) panel.banner(`the connection is too slow to drive (lag ${view.lag_ms} ms), so the robot stands`);
   else if (isMine() && !view.wheel.is_obeyed) panel.banner(whyNot(view));
   else if (view.wheel.state === "locked") panel.banner(`${view.wheel.owner} has the wheel and is silent: the robot stands`);
   else panel.banner("");
@@ -144,10 +145,6 @@ function take() {
   send({ kind: "take", force: isDriven });
 }
 
-function clear() {
-  if (confirm("Let the robot move again? See that nobody is in its way.")) send({ kind: "clear", sure: true });
-}
-
 const KEYS = { e: eStop, " ": letGo, Enter: () => send({ kind: "next" }), 1: () => judge("success"), 2: () => judge("failure"), 3: () => judge("discard") };
 const judge = (verdict) => send({ kind: "judge", verdict });
 
@@ -167,7 +164,6 @@ addEventListener("contextmenu", (event) => event.preventDefault());
 
 $("stop").addEventListener("click", eStop);
 $("take").addEventListener("click", take);
-$("clear").addEventListener("click", clear);
 $("next").addEventListener("click", () => send({ kind: "next" }));
 for (const each of ["success", "failure", "discard"]) $(each).addEventListener("click", () => judge(each));
 for (const each of document.querySelectorAll("button")) each.addEventListener("click", () => each.blur()); // or space presses it again

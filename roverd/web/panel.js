@@ -42,7 +42,7 @@ export class Panel {
     chip("driver", wheel.state === "locked" ? `${wheel.owner}: silent` : who, { held: "good", locked: "warn" }[wheel.state] ?? "");
     const trip = view.link.round_trip_ms === null ? "" : ` ${view.link.round_trip_ms} ms`;
     chip("trainer", `trainer ${view.link.state}${trip}`, view.link.state === "linked" ? "good" : "");
-    chip("lag", `lag ${view.lag_ms} ms`, view.lag_ms > 250 ? "warn" : "");
+    chip("lag", `lag ${view.lag_ms} ms`, view.lag_ms >= wheel.dead_man_ms ? "warn" : "");
     const speed = view.state.linear_vel;
     $("speed").textContent = speed === undefined ? measured(view.state) : `${speed.toFixed(2)} m/s`;
     $("clearance").textContent = view.clearance_m === null ? "-" : `${view.clearance_m.toFixed(2)} m`;
@@ -53,7 +53,6 @@ export class Panel {
     $("take").classList.toggle("mine", isMine);
     $("take").disabled = Boolean(wheel.refusal);
     $("stop").classList.toggle("latched", Boolean(view.e_stop));
-    $("clear").hidden = !view.e_stop;
     $("refusal").textContent = view.refusal || wheel.refusal;
     for (const each of document.querySelectorAll("#axes .applied")) {
       const value = view.action[each.dataset.name];

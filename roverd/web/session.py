@@ -1,4 +1,7 @@
-"""One open page: what it asks for, and what it is shown."""
+"""One open page: what it asks for, and what it is shown.
+
+A page latches the emergency stop and never clears it: only ``roverctl clear`` does.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,11 @@ if TYPE_CHECKING:
 
 VIEW_S = 0.05
 """How often a page gets a view, and with it the stamp that its commands carry back."""
-MAX_LAG_S = 0.5
-"""A command that answers an older view than this is not obeyed: it hung in the network, and so did the picture."""
 PICTURES_AHEAD = 2
 """Pictures under way that the page has not confirmed: more would only pile up in front of the newer ones."""
 PICTURE = b"P"
 LARGEST_STAMP = 1 << 53
-COMMANDS = ("take", "release", "e_stop", "clear", "next", "judge")
+COMMANDS = ("take", "release", "e_stop", "next", "judge")
 
 
 class Session:
@@ -115,7 +116,7 @@ class Session:
             raise WheelError("drive: no stamp of a view")
         self._lag_s = max(0.0, time.monotonic() - stamp * 1e-3)
         if self._teleop.wheel.owner == self.owner and "axes" in asked:
-            self._teleop.push(self.owner, asked["axes"], is_stale=self._lag_s > MAX_LAG_S)
+            self._teleop.push(self.owner, asked["axes"], age_s=self._lag_s)  # what hung in the network hung for both
 
     def _take(self, asked: dict[str, Any]) -> None:
         self._teleop.wheel.take(self.owner, by_force=asked.get("force") is True)
@@ -125,11 +126,6 @@ class Session:
 
     def _e_stop(self, _: dict[str, Any]) -> None:
         self._teleop.drive.latch_e_stop(self.owner)
-
-    def _clear(self, asked: dict[str, Any]) -> None:
-        if asked.get("sure") is not True:
-            raise WheelError("clear: nobody said that he is sure")
-        self._teleop.drive.clear_e_stop()
 
     def _next(self, _: dict[str, Any]) -> None:
         self._teleop.collecting.next_episode()

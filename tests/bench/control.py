@@ -25,6 +25,11 @@ RATE_HZ, DELAY_MS = 30.0, 20.0
 STEAL_TOLERATED_S = 0.02
 """Steal that a round may show: a hundredth of a core-second is the resolution."""
 SIZE = {"image_height": 60, "image_width": 106}
+LIMITS = {
+    "control.p99_ms_fifo_loaded": 1.0,
+    "control.p999_ms_fifo_loaded": 5.0,
+    "control.missed_proposals_percent": 0.1,
+}
 TRAINING = """
 import torch
 torch.set_num_threads(1)
@@ -130,6 +135,17 @@ def drive(site, bundle, *, is_realtime):
     return rover
 
 
+def judge(values) -> int:
+    """Return 0 where the limits hold, 1 where one does not, 2 where every round had stolen time."""
+    over = [name for name, limit in LIMITS.items() if values.get(name, 0.0) > limit]
+    missing = [name for name in LIMITS if name not in values]
+    for name in over:
+        print(f"{name} is over its limit of {LIMITS[name]:g}")
+    if missing:
+        print(f"not measured, because the host took the processor away in every round: {', '.join(missing)}")
+    return 1 if over else 2 if missing else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0, help="time of each condition (120)")
@@ -149,10 +165,11 @@ def main() -> int:
             rover.stop()
     figures = [figure for each in found for figure in each.figures()]
     loaded = next(each for each in found if each.name == "fifo_loaded")
-    percent = 100 * loaded.missed / max(1, loaded.ticks)
-    figures.append(Figure("control.missed_proposals_percent", percent, "%", loaded.ticks, percent, percent))
+    if loaded.ticks:
+        percent = 100 * loaded.missed / loaded.ticks
+        figures.append(Figure("control.missed_proposals_percent", percent, "%", loaded.ticks, percent, percent))
     write(options.json, figures)
-    return 0
+    return judge({each.name: each.value for each in figures})
 
 
 if __name__ == "__main__":

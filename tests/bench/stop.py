@@ -13,11 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from protocol.step import Intervention
 from tests.bench.figures import Figure, json_option, worst, write
 from tests.daemon.conftest import opened
 from tests.daemon.daemons import wait_until
-from tests.faults.stand import Stand
-from tests.faults.stops import FAULTS, time_one
+from tests.faults.stand import Stand, spooled
+from tests.faults.standby import StandbyStand
+from tests.faults.stops import DECISION_MS, FAULTS, time_one
 
 FEW = 8
 PAUSE_S = 1.2
@@ -56,6 +58,34 @@ def measure_faults(stand, names, repetitions):
         told = f"worst {max(times):7.1f} of {fault.limit_ms:5.1f} ms, n = {len(times)}"
         print(f"{fault.name:<26} {told}{mark}", flush=True)
     return taken
+
+
+def measure_standby(site, folder, repetitions):
+    """Return, for a killed and a stopped policy process, after how many ms the standby's first answer was applied."""
+    stand = StandbyStand(site, folder)
+    moments = {}
+    try:
+        for _ in range(repetitions):
+            for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
+                stand.wait_ready()
+                time.sleep(1.0)
+                pid = stand.policy()
+                moments.setdefault(name, []).append(time.monotonic_ns())
+                os.kill(pid, number)
+                wait_until(lambda pid=pid: stand.policy() != pid, what="another policy process drives")
+        stand.wait_ready()
+        stand.rover.stop()
+        stood_in = [
+            each["applied_ns"]
+            for each in spooled(stand.rover.state_dir)
+            if each["kind"] == "step" and each.get("interventions", 0) & Intervention.FAILOVER
+        ]
+    finally:
+        stand.close()
+    return {
+        name: [1e-6 * (min(ns for ns in stood_in if ns > moment) - moment) for moment in times]
+        for name, times in moments.items()
+    }
 
 
 def kill_at_random(stand, kills, seed):
@@ -98,6 +128,10 @@ def main() -> int:
             figures += [worst(f"stop.{fault.name}_ms", times, "ms") for fault, times in taken.items()]
             over = [fault.name for fault, times in taken.items() if max(times) > fault.limit_ms]
             figures.append(Figure("stop.over_the_limit", len(over), "faults", len(taken), 0, len(over)))
+            if not options.only:
+                for name, times in measure_standby(site, Path(folder), options.repetitions).items():
+                    figures.append(worst(f"stop.policy_{name}_standby_ms", times, "ms"))
+                    over += [name] if max(times) > DECISION_MS + 1.0 else []
             if options.kills:
                 leaked, names, processes = kill_at_random(stand, options.kills, options.seed)
                 figures.append(Figure("control.leaked_kb_100_kills", leaked, "kB", options.kills, leaked, leaked))

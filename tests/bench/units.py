@@ -66,9 +66,7 @@ def recoveries(machine, repetitions):
 
 
 def recovery(machine, daemon, how):
-    """Break a daemon that has served long enough for its start to count as good."""
-    counted = machine.path(f"/run/{daemon}/failed-starts")
-    machine.wait(lambda: machine.is_active(daemon) and not counted.exists(), what=f"{daemon} has started well")
+    machine.settle(daemon)
     seconds = machine.back_after(daemon, how)
     print(f"  {daemon} back {seconds:.2f} s after {how}", flush=True)
     return seconds

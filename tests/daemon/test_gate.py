@@ -8,9 +8,9 @@ import time
 import pytest
 
 from protocol.step import Intervention
-from tests.bench.seed_policy import bundles, specs
-from tests.daemon.daemons import driving, wait_until
-from tests.faults.stand import DELAY_MS, RATE_HZ, Stand, spooled
+from tests.daemon.daemons import wait_until
+from tests.faults.stand import Stand, spooled
+from tests.faults.standby import StandbyStand
 
 CURVE = False
 
@@ -73,40 +73,24 @@ def test_row_32_a_camera_that_freezes_or_falls_silent_stops_the_robot_and_its_st
 
 
 @pytest.fixture(scope="module")
-def rover(tmp_path_factory, shared_site):
+def standby(tmp_path_factory, shared_site):
     """A rover that drives by a policy, with the policy before it standing by."""
-    folder = tmp_path_factory.mktemp("policies")
-    settings = {"control_rate_hz": RATE_HZ, "action_delay_ms": DELAY_MS}
-    paths = []
-    for index, content in enumerate(bundles(*specs("synthetic", "goal", settings), 2, encoder="column")):
-        paths.append(folder / f"{index}.bundle")
-        paths[-1].write_bytes(content)
-    own = {"robot": "synthetic", "plugins.synthetic.control_rate_hz": RATE_HZ}
-    own |= {"plugins.synthetic.action_delay_ms": DELAY_MS, "policy.shadow_ticks": 2, "policy.watch_ticks": 5}
-    words = ("--policy", str(paths[0]))
-    stand = Stand(shared_site, own, *words, name="failover")
-    driving(stand.rover)
-    first = stand.rover.get()["policy"]["policy_id"]
-    answer = stand.rover.ctl("policy", "install", str(paths[1]), "--now")
-    assert answer.status == 0, answer.err
-    wait_until(lambda: stand.rover.get()["policy"]["policy_id"] not in {"", first}, what="the second drives")
-    time.sleep(1.0)
-    yield stand, first, stand.rover.get()["policy"]["policy_id"]
-    stand.close()
+    made = StandbyStand(shared_site, tmp_path_factory.mktemp("policies"))
+    yield made
+    made.close()
 
 
-def test_a_policy_that_hangs_is_stood_in_for_on_the_very_tick(rover):
-    stand, first, second = rover
-    before = stand.rover.get()
-    pid = stand.policy()
-    stand.kill(pid, by=signal.SIGSTOP)
-    wait_until(lambda: stand.rover.get()["policy"]["policy_id"] != second or stand.policy() != pid, what="failover")
-    wait_until(lambda: stand.rover.get()["policy"]["policy_id"] == second, what="the wanted policy comes back")
-    after = stand.rover.get()
+def test_a_policy_that_hangs_is_stood_in_for_on_the_very_tick(standby):
+    standby.wait_ready()
+    before = standby.rover.get()
+    pid = standby.policy()
+    standby.kill(pid, by=signal.SIGSTOP)
+    wait_until(lambda: standby.driving_id() != standby.second or standby.policy() != pid, what="failover")
+    standby.wait_ready()
+    after = standby.rover.get()
     assert after["tick_gaps"] == before["tick_gaps"]
-    found = steps(stand)
-    stood_in = flagged(found, Intervention.FAILOVER)
+    stood_in = flagged(steps(standby), Intervention.FAILOVER)
     assert stood_in
-    assert {each["policy_id"] for each in stood_in} == {first}
+    assert {each["policy_id"] for each in stood_in} == {standby.first}
     assert {each["source"] for each in stood_in} <= {"policy", "gate"}
     assert all(any(each["action"]) for each in stood_in)

@@ -199,6 +199,7 @@ class TestRestart:
 
 @pytest.mark.slow
 def test_a_control_that_is_replaced_by_its_spare_keeps_both_policies(made):
+    made.install(now=True)
     wait_until(lambda: made.state()["standby"]["role"] == "fallback", what="a standby")
     driving, crashes = made.state()["driving"], made.rover.get()["policy"]["crashes"]
     start = len(made.track)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -36,27 +37,39 @@ def failed(answer):
 @pytest.mark.parametrize(
     ("turned", "settings", "first", "words"),
     [
-        ("wheel_sign", CLOCKED, "forward: linear_vel", "the encoder of the wheels counts backwards: +0.050 m/s"),
+        pytest.param(
+            *("wheel_sign", CLOCKED, "forward: linear_vel", "the encoder of the wheels counts backwards: +0.050 m/s"),
+            marks=pytest.mark.slow,
+        ),
         ("gyro_sign", ALWAYS, "left: angular_vel", "the gyroscope counts backwards: +0.300 rad/s"),
-        ("odometry_sign", ALWAYS, "forward: odometry", "odometry counts backwards: +0.050 m/s"),
+        pytest.param(
+            *("odometry_sign", ALWAYS, "forward: odometry", "odometry counts backwards: +0.050 m/s"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["wheels, clocked", "gyroscope", "odometry"],
 )
 def test_row_31_a_turned_sign_is_named_and_keeps_the_robot_unarmed(site, turned, settings, first, words):
     rover = site.rover({**settings, f"plugins.synthetic.{turned}": -1})
     wait_until(rover.get, what="roverd answers")
+    with pytest.raises(ControlError, match=r"unarmed: it was never checked .* roverctl selfcheck"):
+        rover.post("/episode/start", {"controller": "random"})
     status, answer = selfcheck(rover)
     assert (status, answer["passed"], answer["armed"]) == (1, False, False)
     assert failed(answer)[0] == first
     assert answer["fault"].startswith(words)
     shown = rover.get()
     assert (shown["mode"], shown["health"]["ok"]) == ("unarmed", False)
+    with pytest.raises(ControlError, match=f"unarmed: .*{re.escape(words)}"):
+        rover.post("/episode/start", {"controller": "random"})
+    assert rover.get()["ticks"] == shown["ticks"], "something drove"
     assert any("roverctl selfcheck" in cause and words in cause for cause in shown["health"]["causes"])
     check = next(each for each in rover.get("/doctor")["checks"] if each["check"] == "selfcheck")
     assert not check["ok"]
     assert words in check["measured"]
 
 
+@pytest.mark.slow
 def test_row_31_no_policy_and_no_controller_drives_before_the_signs_are_proved_and_a_person_may(site):
     policy = Maker.of().write(site.folder, 1)
     rover = site.rover({**POLICIES_CLOCK, **ALWAYS, "selfcheck.seconds": 0.3}, "--policy", str(policy))
@@ -72,18 +85,13 @@ def test_row_31_no_policy_and_no_controller_drives_before_the_signs_are_proved_a
     wait_until(lambda: rover.get()["ticks"] > driven["ticks"], what="she drives")
     rover.post("/wheel/release", {"owner": "anna"})
     driven = wait_until(lambda: (new := rover.get())["episodes"] == 2 and new, what="it stands when she lets go")
-    refused = rover.ctl("selfcheck")
-    assert refused.status == 1
-    assert "nobody is here to be asked" in refused.err
-    assert rover.get()["ticks"] == driven["ticks"], "it did not move"
-    status, answer = selfcheck(rover)
-    assert (status, answer["passed"], failed(answer)) == (0, True, [])
+    answer = rover.post("/selfcheck")
+    assert (answer["passed"], failed(answer)) == (True, [])
     after = rover.get()
     assert (after["mode"], after["policy"]["policy_id"]) == ("train", driven["policy"]["policy_id"])
     wait_until(lambda: rover.get()["ticks"] > after["ticks"] + 30, what="the policy drives")
     kept = json.loads((rover.state_dir / "calibration.json").read_text())
     assert (kept["passed"], kept["spec_hash"]) == (True, after["spec_hash"])
-    assert rover.ctl("selfcheck", "--show").status == 0
     assert rover.stop() == 0
     records = spooled(rover.state_dir)
     steps = [each for each in records if each["kind"] == "step"]
@@ -100,6 +108,10 @@ def test_row_31_no_policy_and_no_controller_drives_before_the_signs_are_proved_a
 def test_row_31_a_robot_that_was_mended_passes_and_its_pass_counts_for_this_robot_only(site):
     rover = site.rover({**CLOCKED, "plugins.synthetic.wheel_sign": -1})
     wait_until(rover.get, what="roverd answers")
+    refused = rover.ctl("selfcheck")
+    assert refused.status == 1
+    assert "nobody is here to be asked" in refused.err
+    assert rover.get()["ticks"] == 0, "it did not move"
     status, answer = selfcheck(rover)
     assert status == 1
     assert {"forward: linear_vel"} == set(failed(answer))
@@ -111,6 +123,7 @@ def test_row_31_a_robot_that_was_mended_passes_and_its_pass_counts_for_this_robo
     wait_until(rover.get, what="roverd answers")
     status, answer = selfcheck(rover)
     assert (status, answer["armed"]) == (0, True), answer
+    assert rover.ctl("selfcheck", "--show").status == 0
     assert rover.stop() == 0
     rover.words = [word.replace("action_delay_ms=25", "action_delay_ms=20") for word in rover.words]
     rover.start()
@@ -119,6 +132,7 @@ def test_row_31_a_robot_that_was_mended_passes_and_its_pass_counts_for_this_robo
     assert any("another robot spec" in cause for cause in shown["health"]["causes"])
 
 
+@pytest.mark.slow
 def test_an_encoder_that_turns_while_it_drives_is_told_by_health_event_and_doctor(site):
     rover = site.rover({"plugins.synthetic.gyro_sign": -1, "plugins.synthetic.sensors_turn_after_s": 20.0})
     wait_until(rover.get, what="roverd answers")

@@ -8,14 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from protocol.framing import unpack
+from protocol.node.socket import ControlError
 from protocol.step import Intervention
 from tests.daemon import page
 from tests.daemon.daemons import driving, free_port, unbalanced, wait_until
@@ -44,7 +47,7 @@ class Live:
 
     def __init__(self, site, tap, **more):
         self.tap = tap
-        self.trainer = site.trainer({"ppo.rollout": 64, "ppo.minibatch": 32, "network.normaliser_frames": 32})
+        self.trainer = site.trainer({"ppo.rollout": 16, "ppo.minibatch": 8, "network.normaliser_frames": 8})
         self.rover = site.rover({**LIVE, "teleop.port": free_port(), **more}, port=tap.port)
 
     def url(self):
@@ -54,7 +57,7 @@ class Live:
         return self.rover.get("/wheel")["view"]["wheel"]
 
     def release(self):
-        assert self.rover.ctl("wheel", "release", "--force", "--json").status == 0
+        self.rover.post("/wheel/release", {"force": True})
 
     def headers(self, start=0):
         return [unpack(raw) for raw in self.tap.stream.headers[start:]]
@@ -189,7 +192,7 @@ def test_a_page_that_dies_or_hangs_stops_the_robot_and_nobody_drives_until_it_is
         died_ns = time.monotonic_ns()
         process.send_signal(how)
         wait_until(lambda: any(map(is_locked, free.steps(mark))), 5.0, what="locked")
-        time.sleep(1.0)
+        time.sleep(0.6)
         steps = free.steps(mark)
     moving = [step for step in steps if not is_still(step)]
     last_ns = max((step["applied_ns"] for step in moving), default=died_ns)
@@ -204,7 +207,7 @@ def test_a_page_that_dies_or_hangs_stops_the_robot_and_nobody_drives_until_it_is
     check_hands(free.headers(mark - 5))
 
 
-def test_the_emergency_stop_of_the_page_holds_until_it_is_cleared(free):
+def test_the_emergency_stop_of_the_page_holds_until_roverctl_clears_it(free):
     async def run():
         async with page.opened(free.url()) as one:
             await one.take()
@@ -216,6 +219,9 @@ def test_the_emergency_stop_of_the_page_holds_until_it_is_cleared(free):
             assert view["wheel"]["state"] == "held"
             await one.until(lambda view: not view["wheel"]["is_obeyed"] and not view["is_in_episode"])
             await one.say("clear", sure=True)
+            await asyncio.sleep(0.2)
+            assert one.view["mode"] == "e_stop", "the page cleared it"
+            free.rover.post("/clear")  # as roverctl clear does
             await one.until(lambda view: view["mode"] == "teleop" and view["source"] == "human")
 
     mark = free.mark
@@ -245,7 +251,41 @@ def test_the_one_shot_command_waits_for_whoever_has_the_wheel(free):
     answer = free.rover.ctl("drive", "0.1", "0.0", "--json")
     assert (answer.status, "anna has the wheel" in answer.err) == (1, True)
     free.release()
-    assert free.rover.ctl("drive", "0.1", "0.0", "--json").status == 0
+    assert free.rover.post("/drive", {"action": [0.1, 0.0], "seconds": 0.2})["action"] == [0.1, 0.0]
+
+
+@pytest.mark.slow
+def test_the_wheel_is_given_back_from_a_shell(free):
+    free.rover.post("/wheel/take", {"owner": "anna"})
+    assert free.rover.ctl("wheel", "show").out.count("anna") == 1
+    assert free.rover.ctl("wheel", "release", "--force", "--json").json["released"] == "anna"
+
+
+def test_a_self_check_ends_where_a_person_takes_the_wheel_and_one_action_is_refused_meanwhile(free):
+    mark, ended = free.mark, []
+
+    def check():
+        try:
+            ended.append(free.rover.post("/selfcheck"))
+        except ControlError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    wait_until(lambda: free.rover.get("/selfcheck")["running"] == "forward", what="it moves the robot")
+    with pytest.raises(ControlError, match="the self-check moves the robot"):
+        free.rover.post("/drive", {"action": [0.1, 0.0], "seconds": 0.2})
+    free.rover.post("/wheel/take", {"owner": "anna"})
+    taken_ns = time.monotonic_ns()
+    drive_by_socket(free, "anna", [-1.0, 0.5], 0.8)  # this robot cannot reverse: only the turn is hers
+    thread.join(10)
+    assert ended == ["selfcheck: broken off: anna took the wheel"]
+    steps = [step for step in free.steps(mark) if step["applied_ns"] > taken_ns + 0.3e9]
+    assert len(steps) > 4
+    actions = {tuple(np.frombuffer(step["action"], "<f4").tolist()) for step in steps}
+    assert actions <= {(0.0, 0.75), (0.0, 0.0)}, "the check pressed on"
+    assert {step["episode_id"] for step in steps} == {steps[0]["episode_id"]}, "her episode was ended by the check"
+    assert not any(step["purpose"] == "collection" for step in steps), "hers is no part of the check"
 
 
 @pytest.mark.slow
@@ -304,7 +344,7 @@ class TestCollection:
     def episode(self, live, verdict):
         """Let the next episode begin, drive it for a moment, and judge it."""
         live.rover.post("/collect/next")
-        drive_by_socket(live, "anna", [0.2, 0.5], 0.5)
+        drive_by_socket(live, "anna", [0.2, 0.5], 0.3)
         assert self.counts(live)["is_in_episode"]
         live.rover.post("/collect/judge", {"verdict": verdict})
         wait_until(lambda: not self.counts(live)["is_in_episode"], what="it is over")
@@ -319,11 +359,14 @@ class TestCollection:
 
     def test_a_person_collects_and_the_trainer_stores_it_and_learns_nothing_from_it_by_ppo(self, free):
         mark, before = free.mark, free.trainer.get()["steps"]
-        self.start(free, "set", "--mode", "teleop", "--episodes", "2")
-        assert free.rover.ctl("collect", "start", "--episodes", "3").status == 1, "one at a time"
+        free.rover.post("/collect/start", {"mode": "teleop", "name": "set", "episodes": 2})
+        wait_until(lambda: free.rover.get()["mode"] == "collect", what="it is followed")
+        with pytest.raises(ControlError, match="roverctl collect stop"):  # one at a time
+            free.rover.post("/collect/start", {"mode": "teleop", "episodes": 3})
         wait_until(lambda: not self.counts(free)["is_in_episode"], what="the policy's episode is over")
         ticks = free.rover.get()["ticks"]
-        assert "set: running, 0 of 2 episodes by teleop" in free.rover.ctl("collect", "status").out
+        assert (self.counts(free)["state"], self.counts(free)["kept"], self.counts(free)["target"]) == ("running", 0, 2)
+        time.sleep(0.3)
         assert free.rover.get()["ticks"] == ticks, "something drove that is no person"
         free.rover.post("/wheel/take", {"owner": "anna"})
         for verdict in ("success", "discard", "failure"):
@@ -334,7 +377,7 @@ class TestCollection:
         wait_until(lambda: free.rover.get()["mode"] == "train", what="training goes on")
         assert self.ends(free, "set", mark) == [(True, 0.0), (False, 1.0), (False, 0.0)]
         sent = [each for each in free.steps(mark) if each["purpose"] == "collection"]
-        assert len(sent) > 3 * 0.3 / PERIOD_S
+        assert len(sent) > 3 * 0.15 / PERIOD_S
         assert {each["source"] for each in sent} <= {"human", "fallback"}, "the policy drove in a collection by hand"
         after = wait_until(
             lambda: (new := free.trainer.get()["steps"])["collection"] - before["collection"] >= len(sent) and new,
@@ -355,6 +398,7 @@ class TestCollection:
         self.start(free, "long", "--mode", "teleop", "--episodes", "2")
         free.rover.post("/wheel/take", {"owner": "anna"})
         self.episode(free, "success")
+        assert "long: running, 1 of 2 episodes by teleop" in free.rover.ctl("collect", "status").out
         free.rover.kill()
         free.rover.start()
         wait_until(lambda: free.rover.get()["policy"]["policy_id"], what="a policy is loaded")

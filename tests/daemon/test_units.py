@@ -157,6 +157,7 @@ def test_a_flood_of_log_lines_reaches_the_journal_as_what_it_takes(machine: Mach
 def test_a_daemon_that_dies_or_hangs_is_started_again(machine: Machine, daemon: str, how: str) -> None:
     machine.sabotage(PART[daemon])
     start(machine, daemon)
+    machine.settle(daemon)
     began = time.time()
     seconds = machine.back_after(daemon, how, PATIENCE_S)
     print(f"{daemon} back {seconds:.2f} s after {how}")
@@ -317,6 +318,19 @@ def test_the_wheels_are_told_to_stop_before_systemd_ends_control(machine: Machin
         print(f"stood {1e3 * (stopped['time_s'] - began_s):.0f} ms after {how}")
         machine.wait(lambda before=before: machine.pid("roverd") not in {0, before}, PATIENCE_S, what="another roverd")
         machine.wait(lambda: machine.is_active("roverd"), PATIENCE_S, what="roverd is up")
+
+
+def test_a_control_and_a_spare_that_both_hang_are_noticed_by_roverd(machine: Machine) -> None:
+    board = machine.board()
+    machine.drive_in_circles()
+    machine.wait(board.is_moving, PATIENCE_S, what="the motors turn")
+    before, began = machine.pid("roverd"), time.time()
+    machine.kill(*machine.pids_of("roverd.control.process"), how="STOP")
+    machine.wait(lambda: machine.pid("roverd") not in {0, before}, PATIENCE_S, what="another roverd")
+    machine.wait(lambda: machine.is_active("roverd"), PATIENCE_S, what="roverd is up")
+    (tripped,) = machine.journal(f"--since=@{began:.0f}", "--unit=roverd", "ROVERLOOP_EVENT=watchdog.tripped")
+    assert json.loads(tripped["ROVERLOOP_PARTS"]) == ["drive"]
+    assert len(machine.pids_of("roverd.control.process")) == 2, "stopped processes were left behind"
 
 
 def test_an_ordinary_user_gets_real_time_priority_from_the_unit(machine: Machine) -> None:

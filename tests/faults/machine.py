@@ -301,6 +301,11 @@ class Machine:
         self.kill(pid, how=how)
         return pid
 
+    def settle(self, daemon: str) -> None:
+        """Wait until a daemon has served for so long that its start counts as good, and its watchdog is strict."""
+        counted = self.path(f"/run/{daemon}/failed-starts")
+        self.wait(lambda: self.is_active(daemon) and not counted.exists(), what=f"{daemon} has started well")
+
     def back_after(self, unit: str, how: str, patience_s: float = 60.0) -> float:
         """Break a unit's main process and return the seconds until another one has said READY."""
         began_s = time.monotonic()

@@ -46,11 +46,16 @@ def session():
 
 
 def message(data):
-    """Hear a message: only the page's own name gets the wheel, no command leaves the limits, the view is JSON."""
+    """Hear a message: only the page's own name gets the wheel, no command leaves the limits, the view is JSON.
+
+    Nothing that a page says clears the emergency stop.
+    """
     made, robot, wheel = session()
     wheel.take(OWNER)
+    robot.e_stop = "latched"
     made.hear(data[:4096].decode(errors="replace"))
     assert wheel.owner in {"", OWNER}
+    assert robot.e_stop
     for told in robot.told:
         if told != "let go":
             assert all(low <= value <= high for value, (low, high) in zip(told[0], LIMITS, strict=True)), told

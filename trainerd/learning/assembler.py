@@ -46,8 +46,10 @@ Unused: nothing was to be learned any more.
 OPEN_FATES = ("pending", "collected")
 """Not decided yet: the decision waits for a successor, or is in a rollout that was not learned from yet."""
 ALARM_STEPS = 2048
-NOT_THE_POLICY = Intervention.MISSED | Intervention.LATE | Intervention.FAILOVER | Intervention.HUMAN
-"""Flags of a tick on which something else than the recorded proposal decided the action."""
+NOT_THE_POLICY = (
+    Intervention.MISSED | Intervention.LATE | Intervention.FAILOVER | Intervention.HUMAN | Intervention.ACTUATOR_FAILED
+)
+"""Flags of a tick on which something else than the recorded proposal decided what the robot did."""
 _OWN_SOURCES = frozenset({"policy", "gate"})
 
 
@@ -70,6 +72,7 @@ class _Decision:
     fate: str
     ticks: int = 0
     human_ticks: int = 0
+    """Ticks on which the robot did what a human said."""
     reward: float = 0.0
     is_own: bool = True
     action_sum: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -78,7 +81,7 @@ class _Decision:
         """Add a tick."""
         self.ticks += 1
         self.reward += step.reward
-        self.human_ticks += step.source == "human"
+        self.human_ticks += step.source == "human" and not step.interventions & Intervention.ACTUATOR_FAILED
         self.is_own &= step.source in _OWN_SOURCES and not step.interventions & NOT_THE_POLICY
         action = step.action if step.human_action is None else step.human_action
         self.action_sum = action if self.ticks == 1 else self.action_sum + action

@@ -18,9 +18,9 @@ from protocol.spec import Element, TaskSpec
 from protocol.step import EpisodeEnd, Intervention, Step
 from protocol.transform import InputTransform, Plane
 from roverd.control import wire
-from roverd.drive import fill_slot
 from roverd.episode import Episode, Observed, Plan, Rewards
 from roverd.policy.runner import OnnxRunner
+from roverd.showing import fill_slot
 from trainerd.episodes.records import StoredRecord
 
 TASK = TaskSpec("goal", (Element("distance", "m", 0.0, 8.0, scale=4.0),))

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -449,3 +450,24 @@ def _wait(condition):
             return
         tick.wait(0.01)
     raise AssertionError("it never came true")
+
+
+def test_a_disk_that_does_not_answer_is_seen_from_outside(bench, monkeypatch):
+    answers, sync = threading.Event(), module.EpisodeWriter.sync
+    monkeypatch.setattr(module.EpisodeWriter, "sync", lambda writer: (answers.wait(10), sync(writer))[1])
+    store = bench.store()
+    store.pulse.limit_s = 0.6  # longer than it waits for records
+    assert store.flush(10)  # it beats with this limit from now on
+    assert store.append(episode(1)[0])
+    wait_until(lambda: store.pulse.is_overdue)
+    answers.set()
+    assert store.flush(10)
+    assert not store.pulse.is_overdue
+
+
+def wait_until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("not within 10 s")

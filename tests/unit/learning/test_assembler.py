@@ -84,7 +84,9 @@ def test_a_stale_decision_is_dropped_and_cuts_its_segment(assembler, script):
     assert rollout_of(assembler).rows == 2
 
 
-@pytest.mark.parametrize("flag", [Intervention.MISSED, Intervention.LATE, Intervention.FAILOVER])
+@pytest.mark.parametrize(
+    "flag", [Intervention.MISSED, Intervention.LATE, Intervention.FAILOVER, Intervention.ACTUATOR_FAILED]
+)
 def test_what_the_policy_did_not_decide_has_no_policy_gradient(assembler, script, flag):
     feed(assembler, script.step(), script.step(interventions=int(flag)), script.step())
     rollout = rollout_of(assembler)
@@ -105,6 +107,17 @@ def test_a_humans_decision_is_a_demonstration_with_their_action(assembler, scrip
     assert rollout.steps == {"demonstration": 2}
     assert (rollout.policy_weight[0], rollout.value_weight[0], rollout.cloning_weight[0]) == (0.0, 0.0, 1.0)
     np.testing.assert_allclose(np.tanh(rollout.u[0]), [0.0, 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_humans_action_that_the_actuator_refused_is_no_demonstration(assembler, script, failed):
+    human = {"source": "human", "behaviour": None, "human_action": np.array([0.25, 0.75], np.float32)}
+    for tick in range(2):
+        feed(assembler, script.step(**human, interventions=int(Intervention.ACTUATOR_FAILED) if tick == failed else 0))
+    feed(assembler, script.step())
+    rollout = rollout_of(assembler)
+    assert rollout.steps == {"trained": 2}
+    assert (rollout.policy_weight[0], rollout.cloning_weight[0]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("purpose", ["evaluation", "collection"])

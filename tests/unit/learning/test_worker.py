@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import threading
 
 import pytest
 
@@ -187,3 +188,29 @@ async def test_the_queue_is_bounded(toy, tmp_path):
     worker = make(toy, tmp_path, Heard())
     accepted = [worker.submit_job(lambda: iter(())) for _ in range(9)]
     assert accepted.count(True) == 4
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def test_a_minibatch_that_does_not_end_is_a_hang_and_a_pause_is_none(toy, tmp_path):
+    heard, hangs = Heard(), threading.Event()
+    worker = make(toy, tmp_path, heard)
+
+    def job():
+        hangs.wait(10)
+        worker.pause()
+        yield
+
+    async with running(worker):
+        await heard.ready.wait()
+        worker.pulse.limit_s = 0.05
+        worker.submit_job(job)
+        await until(lambda: worker.pulse.is_overdue)
+        hangs.set()
+        await until(lambda: worker.is_resting)
+        await asyncio.sleep(0.2)
+        assert not worker.pulse.is_overdue
+        worker.resume()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-SERVES = ["STATUS=serving", "READY=1"]
+SERVES = ["STATUS=serving", "READY=1", "WATCHDOG_USEC=200000"]
 
 
 class Clock:
@@ -90,7 +90,7 @@ def test_a_hang_is_one_that_two_looks_see(clock: Clock) -> None:
 
 async def test_systemd_hears_ready_once_and_then_of_the_watchdog(systemd: socket.socket) -> None:
     task = asyncio.create_task(Watchdog(serving(), Liveness(list)).run())
-    assert [await heard(systemd) for _ in range(5)] == [*SERVES, *["WATCHDOG=1"] * 3]
+    assert [await heard(systemd) for _ in range(6)] == [*SERVES, *["WATCHDOG=1"] * 3]
     task.cancel()
 
 
@@ -111,7 +111,7 @@ async def test_a_hanging_part_trips_the_watchdog_by_name(systemd: socket.socket,
         task = asyncio.create_task(Watchdog(serving(), Liveness(lambda: [pulse])).run())
         pulse.beat()
         clock.now_s = 599.0  # an update of minutes
-        assert [await heard(systemd) for _ in range(4)] == [*SERVES, "WATCHDOG=1", "WATCHDOG=1"]
+        assert [await heard(systemd) for _ in range(5)] == [*SERVES, "WATCHDOG=1", "WATCHDOG=1"]
         clock.now_s = 601.0
         while (said := await heard(systemd)) == "WATCHDOG=1":
             pass
@@ -180,8 +180,10 @@ async def test_a_daemon_that_serves_for_a_while_has_started_well(
     backoff.hold_back()
     assert (tmp_path / "failed-starts").read_text() == "1"
     task = asyncio.create_task(Watchdog(serving(), Liveness(list)).run())
-    while (tmp_path / "failed-starts").exists():
-        await heard(systemd)
+    while (said := await heard(systemd)) in {*SERVES, "WATCHDOG=1"}:
+        pass
+    assert said == "WATCHDOG_USEC=40000", "the unit's own limit holds from now on"
+    assert not (tmp_path / "failed-starts").exists()
     task.cancel()
 
 

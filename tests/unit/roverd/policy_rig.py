@@ -11,7 +11,7 @@ from protocol.messages import MAX_CHUNK_BYTES, Chunk, ChunkRequest, Offer
 from protocol.step import SOURCES
 from roverd.control import wire
 from roverd.policies import Policies, PolicyStore
-from roverd.processes import ProcessError
+from roverd.processes import NotRunningError, ProcessError
 from roverd.settings import PolicySettings
 from tests.unit.protocol.samples import ROBOT, TASK, packed
 
@@ -63,7 +63,7 @@ class FakeChild:
 
     async def request(self, **request: Any) -> dict[str, Any]:
         if not self.is_alive:
-            raise ProcessError("it is not running")
+            raise NotRunningError("it is not running")
         answer = self._answer(request)
         if answer is None or self.hangs:
             await self._death
@@ -170,7 +170,14 @@ class Rig:
         return next((m[2] for m in reversed(self.sent) if m[0] == wire.STANDBY and m[1] == slot), wire.NO_ROLE)
 
     def decide(
-        self, *, flags: int = 0, source: str = "policy", action: tuple = (0.1, 0.2), shadow: Any = "good"
+        self,
+        *,
+        flags: int = 0,
+        source: str = "policy",
+        action: tuple = (0.1, 0.2),
+        shadow: Any = "good",
+        has: int = wire.HAS_POLICY,
+        explores: bool = False,
     ) -> None:
         """Play one decision: the standby answers if it shadows, then the tick is reported."""
         self.made += 1
@@ -180,9 +187,10 @@ class Rig:
             self.policies.shadowed(wire.Shadowed(standby, on_time, self.made, 1_000_000, answer))
         self.policies.observed(
             wire.Applied(
-                SOURCES.index(source), wire.HAS_POLICY, self.active, flags, self.made, self.made, self.made, 0, 1, 0, 0,
+                SOURCES.index(source), has, self.active, flags, self.made, self.made, self.made, 0, 1, 0, 0,
                 1.0, 0.0, action, ZERO, action, ZERO, ZERO, ZERO, ZERO,
-            )
+            ),
+            explores=explores,
         )  # fmt: skip
 
     async def drive(self, decisions: int, **facts: Any) -> None:

@@ -12,7 +12,8 @@ from protocol.messages import Order
 from protocol.node.config import ConfigError, Layer, load
 from roverd import doctor
 from roverd.api import status
-from roverd.assemble import AssemblyError, make_parts
+from roverd.assemble import make_parts
+from roverd.control_config import ClockError
 from roverd.settings import Settings
 from tests.unit.roverd.trainers import Trainer, key_pair
 
@@ -96,7 +97,7 @@ async def test_an_emergency_stop_stops_the_robot_also_when_the_disk_is_full(tmp_
     async with driving(tmp_path) as (parts, _):
         parts.drive.ordered(Order("a", "evaluate", "random", episodes=1000))
         await until(lambda: parts.drive.counts["ticks"] > 0)
-        monkeypatch.setattr("roverd.drive.write_atomic", full)
+        monkeypatch.setattr("roverd.e_stop.write_atomic", full)
         parts.drive.latch_e_stop("smoke")
         await until(lambda: parts.drive.counts["episodes"] > 0)
         assert parts.drive.mode == "e_stop"
@@ -160,7 +161,7 @@ async def test_a_task_that_fails_ends_episodes_then_stops_the_robot_and_is_named
 async def test_an_order_with_an_impossible_seed_is_refused(tmp_path):
     async with driving(tmp_path) as (parts, _):
         told = []
-        parts.drive.send = told.append
+        parts.drive.orders.send = told.append
         parts.drive.ordered(Order("a", "evaluate", "random", episodes=1, seed=-1))
         assert told[0].stage == "refused"
 
@@ -173,7 +174,7 @@ async def test_an_order_with_an_impossible_seed_is_refused(tmp_path):
     ],
 )
 async def test_a_clock_that_is_not_the_robots_is_refused(tmp_path, more, words):
-    with pytest.raises(AssemblyError, match=words):
+    with pytest.raises(ClockError, match=words):
         await make_parts(settings(tmp_path, **more), boot_id="boot", boot=0)
 
 

@@ -10,6 +10,7 @@ import pytest
 from protocol.step import Intervention
 from roverd.control import wire
 from roverd.policies import Target
+from roverd.policies.refusals import CRASHES_WITHIN_S, Refusals
 from tests.unit.protocol.samples import packed
 from tests.unit.roverd.policy_rig import GOOD, ZERO, Rig, named
 
@@ -113,10 +114,76 @@ async def test_an_observation_that_is_not_finite_is_not_the_policys_fault(tmp_pa
         rig.policies.want(new)
         await rig.until(lambda: rig.stage == "shadowing")
         rig.decide(shadow=(True, (math.nan, math.nan)))
-        await rig.until(lambda: [name for _, name in rig.loads].count(new) == 2)
+        for count in (2, 3, 4):
+            await rig.until(lambda count=count: [name for _, name in rig.loads].count(new) == count)
+            await rig.until(lambda: rig.stage == "shadowing")
+            rig.decide(shadow=(True, (math.nan, math.nan)))
         assert rig.policies.refusals == 0
         await rig.until(rig.policies.take_ready, driving=True)
         assert rig.policies.driving_id == new
+
+
+async def test_a_process_that_was_killed_before_the_policy_came_to_it_is_not_the_policys_fault(tmp_path, monkeypatch):
+    async with Rig(tmp_path) as rig:
+        await rig.live(rig.add(1))
+        new = rig.add(2)
+        verified = rig.store.verify
+        kills = iter(range(4))
+
+        def verify(policy_id):  # whatever is about to be loaded, its process ends just before
+            if policy_id == new and next(kills, None) is not None:
+                loop.call_soon_threadsafe(rig.children[1 - rig.active].die)
+            return verified(policy_id)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(rig.store, "verify", verify)
+        rig.policies.want(new)
+        await rig.until(rig.policies.take_ready, driving=True)
+        assert (rig.policies.driving_id, rig.policies.crashes, rig.policies.refusals) == (new, 4, 0)
+
+
+async def test_a_process_that_was_killed_and_has_not_ended_yet_gets_no_policy(tmp_path, monkeypatch):
+    async with Rig(tmp_path) as rig:
+        await rig.live(rig.add(1))
+        new = rig.add(2)
+        verified, slots = rig.store.verify, rig.policies._slots
+        kills = iter(range(4))
+
+        def kill():
+            child = rig.children[slots.standby]
+            child.process.kill = lambda: loop.call_later(0.05, child.die)
+            slots.kill(slots.standby)
+
+        def verify(policy_id):
+            if policy_id == new and next(kills, None) is not None:
+                loop.call_soon_threadsafe(kill)
+            return verified(policy_id)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(rig.store, "verify", verify)
+        rig.policies.want(new)
+        await rig.until(rig.policies.take_ready, driving=True)
+        assert (rig.policies.driving_id, rig.policies.refusals) == (new, 0)
+
+
+async def test_a_fallback_whose_process_had_ended_is_loaded_again(tmp_path, monkeypatch):
+    async with Rig(tmp_path) as rig:
+        await rig.live(first := rig.add(1))
+        await rig.live(rig.add(2))
+        standby = 1 - rig.active
+        verified = rig.store.verify
+        kills = iter(range(1))
+
+        def verify(policy_id):
+            if policy_id == first and next(kills, None) is not None:
+                loop.call_soon_threadsafe(rig.children[standby].die)
+            return verified(policy_id)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(rig.store, "verify", verify)
+        rig.children[standby].die()
+        await rig.until(lambda: rig.policies.crashes == 2)
+        await rig.until(lambda: rig.children[standby].holds == first and rig.role(standby) == wire.FALLBACK)
 
 
 async def test_a_policy_that_is_always_late_in_the_shadow_is_refused(tmp_path, logs):
@@ -271,6 +338,53 @@ async def test_deaths_with_a_good_stretch_between_are_not_the_policys_fault(tmp_
             rig.policies.want(second)
             await rig.until(rig.policies.take_ready, driving=True)
             await rig.until(lambda: rig.stage == "settled", driving=True)
+            rig.children[rig.active].die()
+        assert not rig.policies.refusal(Target("policy", second))
+
+
+async def test_a_policy_whose_process_died_is_given_another_chance_after_a_restart(tmp_path):
+    async with Rig(tmp_path, watch_ticks=1000) as rig:
+        first, second, third = (rig.add(n) for n in (1, 2, 3))
+        rig.policies.want(first)
+        await rig.until(rig.policies.take_ready)
+        for _ in range(2):
+            rig.policies.want(second)
+            await rig.until(rig.policies.take_ready, driving=True)
+            rig.children[rig.active].die()
+        assert second in rig.policies.report()["barred"]
+        rig.policies.want(third)
+        await rig.until(rig.policies.take_ready, driving=True)
+        await rig.until(lambda: rig.store.note().policy_id == third)
+        assert (rig.store.note().barred, rig.store.note().previous) == ({}, first)
+
+
+def test_deaths_that_are_far_apart_have_nothing_to_do_with_the_policy():
+    refusals = Refusals({})
+    assert not any(refusals.count_crash("a", number * (CRASHES_WITHIN_S + 1.0)) for number in range(20))
+    assert refusals.count_crash("a", 20 * (CRASHES_WITHIN_S + 1.0) - 2.0)
+
+
+def test_only_what_was_rolled_back_is_barred_over_restarts():
+    refusals = Refusals({"old": "bad"})
+    refusals.bar("rolled back", "bad")
+    refusals.bar("dies", "its process died", lasts=False)
+    refusals.bar("old", "its process died", lasts=False)
+    assert set(refusals.barred) == {"old", "rolled back", "dies"}
+    assert set(refusals.lasting) == {"old", "rolled back"}
+    refusals.bar("dies", "bad")
+    assert "dies" in refusals.lasting
+
+
+async def test_a_known_policy_that_nobody_watches_any_more_may_lose_its_process_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr("roverd.policies.refusals.CRASHES_WITHIN_S", 0.0, raising=False)
+    async with Rig(tmp_path) as rig:
+        await rig.live(rig.add(1))
+        await rig.live(second := rig.add(2))
+        await rig.live(rig.add(3))
+        for _ in range(4):
+            rig.policies.want(second)
+            await rig.until(rig.policies.take_ready, driving=True)
+            assert rig.stage == "settled", "it is known, and not watched"
             rig.children[rig.active].die()
         assert not rig.policies.refusal(Target("policy", second))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from roverd.control import wire
 from roverd.control.ring import RingWriter
+from roverd.processes import NotRunningError, PolicyChild, ProcessError
 from tests.unit.protocol.samples import ROBOT, TASK, golden, packed
 from tests.unit.roverd.graphs import brittle, brittle_golden, linear, weights
 
@@ -208,3 +210,50 @@ def test_a_tick_with_a_non_finite_state_gets_a_proposal_of_nothing_and_the_next_
     assert (nothing.tick, nothing.flags) == (20, wire.NOTHING)
     rig.ask(21)
     assert rig.proposal().flags == wire.HAS_BEHAVIOUR
+
+
+class Unheard:
+    """Roverd's way to control, at whose end is nobody."""
+
+    def send(self, message: bytes, fds: tuple[int, ...] = ()) -> None:
+        pass
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill a process and wait until it has ended, without reaping it."""
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
+async def test_a_request_to_a_process_that_was_killed_says_that_it_never_got_there():
+    ring = RingWriter(ROBOT.cameras)
+    config = {"robot": ROBOT.to_map(), "task": TASK.to_map(), "seed": 1, "realtime": False}
+    made = PolicyChild(0, ring.fd, config, Unheard())
+    ring.close()
+    try:
+        await made.child.started()
+        assert (await made.request(do="ping"))["ok"]
+        end(made.child.process)
+        assert made.child.is_alive, "its link has not told yet"
+        with pytest.raises(NotRunningError, match="it is not running"):
+            await made.request(do="ping")
+    finally:
+        await made.child.stop()
+
+
+async def test_a_process_that_dies_over_a_request_is_another_matter():
+    ring = RingWriter(ROBOT.cameras)
+    config = {"robot": ROBOT.to_map(), "task": TASK.to_map(), "seed": 1, "realtime": False}
+    made = PolicyChild(0, ring.fd, config, Unheard())
+    ring.close()
+    try:
+        await made.child.started()
+        made.child.process.send_signal(signal.SIGSTOP)
+        asked = asyncio.ensure_future(made.request(do="ping"))
+        await asyncio.sleep(0)
+        made.child.process.kill()
+        with pytest.raises(ProcessError, match="died") as raised:
+            await asked
+        assert not isinstance(raised.value, NotRunningError)
+    finally:
+        await made.child.stop()

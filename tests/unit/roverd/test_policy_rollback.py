@@ -50,6 +50,54 @@ async def test_a_bad_policy_is_rolled_back_by_itself_with_one_event_and_its_reas
         assert rig.role(1 - rig.active) == wire.NO_ROLE, "what is bad stands by for nobody"
 
 
+async def test_in_training_each_of_many_offers_that_drive_against_a_wall_comes_to_drive(tmp_path, logs):
+    async with Rig(tmp_path) as rig:
+        await rig.live(rig.add(1))
+        wall = {"flags": Intervention.FORWARD_STOP, "source": "gate", "explores": True}
+        for counter in range(2, 22):
+            await rig.drive(20, explores=True)
+            offered = rig.offer(counter)
+            await rig.until(rig.policies.take_ready, driving=True, explores=True)
+            assert rig.policies.driving_id == offered
+            await rig.until(lambda: rig.stage != "watching", driving=True, **wall)
+            assert (rig.stage, rig.policies.driving_id) == ("settled", offered)
+        assert (rig.policies.report()["barred"], rig.policies.refusals) == ({}, 0)
+        assert not named(logs, "policy.rolled_back")
+
+
+async def test_outside_of_training_the_same_policies_are_rolled_back(tmp_path):
+    async with Rig(tmp_path) as rig:
+        await rig.live(first := rig.add(1))
+        await rig.drive(20, explores=True)
+        rig.offer(2)
+        await rig.until(rig.policies.take_ready, driving=True, explores=True)
+        await rig.drive(10, flags=Intervention.FORWARD_STOP, source="gate")
+        assert rig.policies.take_ready(now=True)
+        assert rig.policies.driving_id == first
+
+
+async def test_an_evaluation_of_a_weak_policy_goes_to_its_end(tmp_path):
+    async with Rig(tmp_path) as rig:
+        await rig.live(rig.add(1))
+        await rig.drive(20)
+        weak = Target("policy", rig.add(2))
+        rig.policies.override(weak)
+        await rig.until(rig.policies.take_ready, driving=True)
+        await rig.drive(40, flags=Intervention.FORWARD_STOP, source="gate")
+        assert (rig.policies.is_settled, rig.policies.refusal(weak)) == (True, "")
+
+
+@pytest.mark.parametrize("flag", [Intervention.NON_FINITE, Intervention.STALE, Intervention.ACTUATOR_FAILED])
+async def test_a_sensor_that_fails_while_a_policy_is_watched_bars_nobody(tmp_path, flag):
+    async with Rig(tmp_path) as rig:
+        await rig.live(rig.add(1))
+        new = rig.offer(2)
+        await rig.until(rig.policies.take_ready, driving=True)
+        await rig.drive(50, flags=flag | Intervention.MISSED, source="fallback", has=0)
+        assert (rig.policies.driving_id, rig.policies.report()["barred"]) == (new, {})
+        await rig.until(lambda: rig.stage == "settled", driving=True)
+
+
 async def test_the_reason_of_a_rollback_says_what_the_process_counted(tmp_path, logs):
     async with Rig(tmp_path) as rig:
         await rig.live(rig.add(1))

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from roverd.control.ring import ALIGNMENT, SLOTS, RingError, RingReader, RingWriter
+from roverd.control.ring import ALIGNMENT, SLOTS, RingError, RingReader, RingWriter, SlotKeeper
 from tests.unit.protocol.samples import DEPTH, RGB, ROBOT, pixels
 
 
@@ -94,3 +94,41 @@ def test_a_robot_without_cameras_has_a_ring_too() -> None:
     ring = RingWriter(())
     assert ring.slots == [{}] * SLOTS
     ring.close()
+
+
+class TestSlots:
+    """No slot is written while somebody may still read it."""
+
+    def shown(self, keeper: SlotKeeper, count: int, now_ns: int = 0) -> list[int]:
+        slots = []
+        for generation in range(1, count + 1):
+            slot = keeper.free(now_ns)
+            assert slot is not None
+            keeper.show(slot, generation, now_ns)
+            slots.append(slot)
+        return slots
+
+    def test_slots_come_in_turn(self) -> None:
+        assert self.shown(SlotKeeper(0), SLOTS) == [*range(1, SLOTS), 0]
+
+    def test_a_slot_is_free_when_a_newer_one_was_acted_on(self) -> None:
+        keeper = SlotKeeper(0)
+        self.shown(keeper, SLOTS)
+        assert keeper.free(0) is None
+        keeper.applied(1)
+        assert keeper.free(0) is None, "the very frame that was acted on may still be read"
+        keeper.applied(2)
+        assert keeper.free(0) == 1
+
+    def test_a_slot_is_not_free_before_its_successor_is_old(self) -> None:
+        keeper = SlotKeeper(100)
+        self.shown(keeper, SLOTS, now_ns=50)
+        keeper.applied(SLOTS)
+        assert [keeper.free(now_ns) for now_ns in (50, 149, 150)] == [None, None, 1]
+
+    def test_what_was_acted_on_never_goes_back(self) -> None:
+        keeper = SlotKeeper(0)
+        self.shown(keeper, SLOTS)
+        keeper.applied(5)
+        keeper.applied(1)
+        assert keeper.free(0) == 1

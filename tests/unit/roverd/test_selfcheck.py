@@ -33,6 +33,8 @@ class Stage:
         self.delay = 0
         """Ticks until a command counts."""
         self._queue = []
+        self.finished = 0
+        self.on_end = lambda: None
         self.selfcheck = None
         self._action, self._held_s, self._stops, self._ticks = (0.0, 0.0), 0.0, False, 0
 
@@ -61,6 +63,7 @@ class Stage:
         self.selfcheck.saw(self.seen(), Applied(action, self.flags))
         if self._stops or self._ticks == self.ends_after:
             self.is_in_episode = self._stops = False
+            self.on_end()
         else:
             asyncio.get_running_loop().call_soon(self.tick)
 
@@ -74,12 +77,14 @@ class Stage:
 
     def finish_episode(self, success):
         assert success is None
+        self.finished += 1
         self.was_discarded = self.was_discarded or self.is_in_episode
         self._stops = self.is_in_episode
         return self.is_in_episode
 
     def let_go(self):
         assert not self.is_in_episode
+        self._held_s = 0.0
         self.released += 1
 
     def poke(self):
@@ -232,6 +237,57 @@ async def test_taking_the_wheel_breaks_it_off_and_nothing_is_let_go(tmp_path):
         await running
     assert stage.released == 0
     assert not selfcheck.is_running
+
+
+async def test_nothing_is_pressed_once_somebody_has_the_wheel(tmp_path):
+    owners = [""]
+    selfcheck, stage = make(tmp_path, owner=lambda: owners[0], seconds=5.0)
+    running = asyncio.ensure_future(selfcheck.run())
+    while len(stage.commands) < 5:
+        await asyncio.sleep(0)
+    owners[0] = "anna"
+    told = len(stage.commands)
+    while not running.done():
+        await asyncio.sleep(0)
+    assert len(stage.commands) == told
+    assert "broken off: anna took the wheel" in str(running.exception())
+    assert selfcheck.newest is None
+
+
+async def test_a_person_who_takes_the_wheel_for_one_tick_only_breaks_it_off_all_the_same(tmp_path):
+    owners = [""]
+    selfcheck, stage = make(tmp_path, owner=lambda: owners[0], seconds=5.0)
+    running = asyncio.ensure_future(selfcheck.run())
+    while len(stage.commands) < 5:
+        await asyncio.sleep(0)
+    owners[0] = "anna"
+    assert not selfcheck._press()
+    owners[0] = ""
+    with pytest.raises(SelfCheckError, match="anna took the wheel"):
+        await running
+
+
+async def test_the_episode_of_a_person_who_took_the_wheel_is_his_own_and_is_left_alone(tmp_path):
+    owners, checking = [""], []
+    selfcheck, stage = make(tmp_path, owner=lambda: owners[0], seconds=5.0)
+
+    def begin_of_his():
+        stage.on_end = lambda: None
+        checking.append(selfcheck.is_running)
+        stage.human((0.1, 0.0), 60.0, locks=True)
+
+    running = asyncio.ensure_future(selfcheck.run())
+    while len(stage.commands) < 5:
+        await asyncio.sleep(0)
+    assert selfcheck.is_running
+    owners[0], stage.on_end = "anna", begin_of_his
+    assert selfcheck.is_running, "its own episode still runs, and is discarded"
+    with pytest.raises(SelfCheckError, match="anna took the wheel"):
+        await running
+    assert checking == [False], "what she drives is no part of the check"
+    assert (stage.is_in_episode, stage._stops, stage.released) == (True, False, 0)
+    assert stage.finished
+    stage.stop_episode("over")
 
 
 @pytest.mark.parametrize("how", ["cancel", "e_stop"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 import zlib
 
 import pytest
@@ -780,3 +782,28 @@ def test_a_full_file_system_costs_the_oldest_records_and_never_an_error(tmp_path
         rig.kill()
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+async def test_a_disk_that_does_not_answer_is_seen_from_outside(tmp_path) -> None:
+    answers = threading.Event()
+
+    class Stalled(FailingFiles):
+        def fdatasync(self, fd):
+            answers.wait(10)
+            super().fdatasync(fd)
+
+    rig = Rig(tmp_path, files=Stalled(), sync_ms=1)
+    disk = rig.spool.disk
+    disk._clock = time.monotonic
+    disk.pulse.limit_s = 0.05
+    disk.start()
+    rig.append()
+    while not disk.pulse.is_overdue:
+        await asyncio.sleep(0.01)
+    answers.set()
+    while disk.pulse.is_overdue:
+        await asyncio.sleep(0.01)
+    disk.stop()
+    while disk.is_running:
+        await asyncio.sleep(0.01)
+    disk.release_lock()

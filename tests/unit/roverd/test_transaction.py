@@ -190,10 +190,17 @@ ZERO = (0.0, 0.0)
 STOP = Intervention.FORWARD_STOP
 
 
-def applied(*, flags: int = 0, source: str = "policy", action: tuple = (0.1, 0.2), held: int = 0) -> wire.Applied:
+def applied(
+    *,
+    flags: int = 0,
+    source: str = "policy",
+    action: tuple = (0.1, 0.2),
+    held: int = 0,
+    has: int = wire.HAS_POLICY,
+) -> wire.Applied:
     return wire.Applied(
         source=SOURCES.index(source),
-        has=wire.HAS_POLICY,
+        has=has,
         policy_slot=0,
         interventions=flags,
         tick=1,
@@ -224,8 +231,8 @@ def watched(window: int = 20, *, before: list[wire.Applied] | None = None, rise:
     return made
 
 
-def reasons(made: Watch, decisions: list[wire.Applied]) -> list[str]:
-    return [reason for each in decisions if (reason := made.see(each, 0.0))]
+def reasons(made: Watch, decisions: list[wire.Applied], *, may_be_stopped: bool = False) -> list[str]:
+    return [reason for each in decisions if (reason := made.see(each, 0.0, may_be_stopped=may_be_stopped))]
 
 
 def test_a_policy_that_drives_well_is_watched_and_let_go_on() -> None:
@@ -266,9 +273,46 @@ def test_interventions_that_the_policy_before_had_as_well_are_allowed() -> None:
     assert reasons(made, [applied(flags=STOP, source="gate")] * 19 + [applied()]) == []
 
 
-def test_limits_of_speed_and_ramps_are_no_danger() -> None:
+@pytest.mark.parametrize("flag", [Intervention.LIMITED | Intervention.RAMPED, Intervention.SLOWED])
+def test_limits_of_speed_ramps_and_slowing_down_are_no_danger(flag: Intervention) -> None:
     made = watched(before=[applied()] * 20)
-    assert reasons(made, [applied(flags=Intervention.LIMITED | Intervention.RAMPED, source="gate")] * 20) == []
+    assert reasons(made, [applied(flags=flag, source="gate")] * 20) == []
+
+
+def test_a_policy_that_learns_or_is_measured_may_be_stopped_by_safety_as_often_as_it_takes() -> None:
+    made = watched(before=[applied()] * 20)
+    assert reasons(made, [applied(flags=STOP, source="gate")] * 20, may_be_stopped=True) == []
+    assert made.left == 0
+
+
+def test_of_a_watch_that_training_had_a_part_of_only_the_rest_is_judged() -> None:
+    made = watched(before=[applied()] * 20)
+    assert reasons(made, [applied(flags=STOP, source="gate")] * 12, may_be_stopped=True) == []
+    assert reasons(made, [applied()] * 8) == []
+    made = watched(before=[applied()] * 20)
+    assert reasons(made, [applied()] * 12, may_be_stopped=True) == []
+    (reason,) = reasons(made, [applied(flags=STOP, source="gate")] * LEAST)
+    assert "100% of its decisions" in reason
+
+
+@pytest.mark.parametrize("flag", [Intervention.MISSED, Intervention.FAILOVER])
+def test_a_policy_that_learns_is_stopped_where_it_gives_no_answers(flag: Intervention) -> None:
+    assert reasons(watched(), [applied(flags=flag)] * 3, may_be_stopped=True)
+
+
+def test_a_policy_that_learns_is_stopped_where_its_action_is_not_finite() -> None:
+    nan = applied(action=(math.nan, 0.0), flags=Intervention.NON_FINITE)
+    assert "not finite" in reasons(watched(), [nan], may_be_stopped=True)[0]
+
+
+@pytest.mark.parametrize(
+    "flag", [Intervention.NON_FINITE, Intervention.STALE, Intervention.FROZEN, Intervention.ACTUATOR_FAILED]
+)
+def test_what_a_sensor_or_an_actuator_fails_at_is_not_held_against_the_policy(flag: Intervention) -> None:
+    made = watched(before=[applied()] * 20)
+    assert reasons(made, [applied(flags=flag | Intervention.MISSED, source="fallback", has=0)] * 50) == []
+    assert reasons(made, [applied(flags=flag | STOP, source="fallback")] * 50) == []
+    assert made.left == 20
 
 
 def test_interventions_are_compared_with_nothing_where_hardly_anything_was_driven_before() -> None:

@@ -250,7 +250,7 @@ class TestDriving:
             view = await client.until(lambda view: view["wheel"]["owner"])
             assert view["wheel"]["owner"] == client.hello["you"] == "page one"
             await client.drive(1.0, -1.0)
-            await until(lambda: site.robot.told[-1] == ((0.5, -1.5), 0.25, True))
+            await until(lambda: site.robot.told[-1][0] == (0.5, -1.5))
             await client.say("release")
             await until(lambda: site.robot.told[-1] == "let go")
         assert [row["path"] for row in site.audited()] == ["/take", "/release"], "each command, and no push"
@@ -298,15 +298,28 @@ class TestDriving:
             await client.say("take")
             await client.until(lambda view: view["wheel"]["owner"] == client.hello["you"])
 
-    async def test_a_command_that_answers_an_old_view_is_not_obeyed(self, site):
+    async def test_a_command_that_answers_a_view_older_than_the_dead_man_time_is_not_obeyed(self, site):
         async with site.opened() as client:
             await client.say("take")
             stamp = (await client.until(lambda view: view["wheel"]["owner"]))["t"]
             told = len(site.robot.told)
-            await client.drive(1.0, 0.0, t=stamp - 600)
+            await client.drive(1.0, 0.0, t=stamp - 250)
             await until(lambda: site.wheel.counts["stale"] == 1)
             assert len(site.robot.told) == told
-            assert (await client.until(lambda view: view["lag_ms"] > 500))["wheel"]["stale"] == 1
+            assert (await client.until(lambda view: view["lag_ms"] >= 250))["wheel"]["stale"] == 1
+
+    async def test_a_command_counts_from_the_stamp_of_the_view_that_it_answers(self, site):
+        async with site.opened() as client:
+            await client.say("take")
+            await client.until(lambda view: view["wheel"]["owner"])
+            told = len(site.robot.told)
+            stamp = (await client.view())["t"] - 100
+            await client.drive(1.0, 0.0, t=stamp)
+            await until(lambda: len(site.robot.told) > told)
+            (action, seconds, _), now_ms = site.robot.told[-1], time.monotonic() * 1e3
+            assert action == (0.5, 0.0)
+            assert seconds <= 0.15
+            assert now_ms + seconds * 1e3 >= stamp + 250 - 1, "it ends 250 ms after the view"
 
     @pytest.mark.parametrize(
         "text",
@@ -336,16 +349,30 @@ class TestDriving:
         async with site.opened("one") as client:
             await client.say("e_stop")
             await until(lambda: site.robot.e_stop)
-            await client.say("clear")
-            assert "sure" in (await client.until(lambda view: view["refusals"]))["refusal"]
-            assert site.robot.e_stop
-            await client.say("clear", sure=True)
-            await until(lambda: not site.robot.e_stop)
+        site.robot.clear_e_stop()
         async with browser() as session:
             await site.log_in(session)
             async with session.post(f"{site.base}/e_stop", headers=site.headers) as answer:
                 assert answer.status == 200
         assert site.robot.e_stop
+
+    async def test_no_page_clears_the_emergency_stop(self, site):
+        async with site.opened() as client:
+            await client.say("e_stop")
+            await client.say("clear")
+            await client.say("clear", sure=True)
+            await client.say("take")
+            view = await client.until(lambda view: view["wheel"]["owner"])
+            assert view["e_stop"] == "page one"
+        async with browser() as session:
+            await site.log_in(session)
+            async with session.post(f"{site.base}/clear", headers=site.headers) as answer:
+                assert answer.status == 404
+        assert site.robot.e_stop
+        assert [row["path"] for row in site.audited()] == ["/e_stop", "/take"]
+        page = b"".join(serving._content(name) for name, _ in serving.FILES.values()).decode()
+        assert 'id="clear"' not in page
+        assert "roverctl clear on the robot lets it drive again" in page
 
     async def test_episodes_are_begun_and_judged(self, site):
         site.teleop.collecting.start("teleop", 3, name="set")

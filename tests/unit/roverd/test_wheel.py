@@ -139,8 +139,21 @@ def test_a_command_that_hung_in_the_network_is_not_obeyed_and_keeps_nothing_aliv
     wheel.take("anna")
     told = len(robot.told)
     clock.now_s += 0.3
-    assert not wheel.drive("anna", (1.0, 0.0), is_stale=True)
+    assert not wheel.drive("anna", (1.0, 0.0), age_s=DEAD_MAN_S)
     assert (len(robot.told), wheel.state, wheel.counts["stale"]) == (told, LOCKED, 1)
+
+
+@pytest.mark.parametrize("age_s", [-1.0, 0.0, 0.1, 0.249])
+def test_what_a_command_was_under_way_is_taken_off_the_time_that_it_counts(wheel, robot, clock, age_s):
+    wheel.take("anna")
+    clock.now_s += 0.3
+    left_s = DEAD_MAN_S - max(0.0, age_s)
+    assert wheel.drive("anna", (1.0, 0.0), age_s=age_s)
+    assert robot.told[-1] == ((0.3, 0.0), pytest.approx(left_s), True)
+    clock.now_s += left_s - 0.0005
+    assert wheel.state == HELD
+    clock.now_s += 0.001
+    assert wheel.state == LOCKED
 
 
 def test_a_connection_that_is_lost_stops_the_robot_at_once_and_locks(wheel, robot):
