@@ -90,6 +90,7 @@ class TestRow8WrongAddress:
         rover = site.rover({"link.curve": False}, port=free_port())
         return SimpleNamespace(trainer=trainer, rover=rover, began=time.monotonic())
 
+    @pytest.mark.slow
     def test_row_8_both_ends_name_the_cause_of_a_wrong_address_in_15_seconds(self, apart):
         address = next(word for word in apart.rover.words if word.startswith("link.trainer=")).partition("=")[2]
 

@@ -80,6 +80,7 @@ def standby(tmp_path_factory, shared_site):
     made.close()
 
 
+@pytest.mark.slow
 def test_a_policy_that_hangs_is_stood_in_for_on_the_very_tick(standby):
     standby.wait_ready()
     before = standby.rover.get()

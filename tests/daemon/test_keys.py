@@ -119,6 +119,7 @@ def test_a_revoked_rover_is_cut_within_a_second_and_told(world, record_figure):
     assert trainer.ctl("rover", "revoke", "rover-1").status == 0, "again is fine"
 
 
+@pytest.mark.slow
 def test_a_rover_that_is_let_in_again_goes_on_without_a_loss(world):
     trainer, rover, port = world
     with pairing(rover, port) as (process, code):

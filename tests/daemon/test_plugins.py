@@ -127,7 +127,10 @@ def test_a_strangers_reward_is_installed_with_pip_and_used_by_name(trainer, shar
 
 @pytest.mark.parametrize(
     ("name", "counter", "error"),
-    [("raising", "failures", "KeyError"), pytest.param("sleeping", "overruns", "ms", marks=pytest.mark.slow)],
+    [
+        pytest.param("raising", "failures", "KeyError", marks=pytest.mark.slow),
+        pytest.param("sleeping", "overruns", "ms", marks=pytest.mark.slow),
+    ],
 )
 def test_a_reward_that_misbehaves_is_counted_disabled_and_listed_and_the_robot_drives_on(
     trainer, shared_site, name, counter, error

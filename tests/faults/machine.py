@@ -338,7 +338,8 @@ class Machine:
             "-p",
             "Environment=PYTHONSAFEPATH=1",
         ]
-        self.must("systemd-run", *unit, *program, "--journal", f"{folder}/journal", "--dead-man-ms", "250")
+        self.call("systemctl", "stop", "board")
+        self.must("systemd-run", "--collect", *unit, *program, "--journal", f"{folder}/journal", "--dead-man-ms", "250")
         settings = f"ROVERD_ACTUATOR=board ROVERD_PLUGINS__BOARD__ADDRESS=unix:{folder}/socket ROVERLOOP_FAULTS=/none"
         self.configure(roverd=settings)
         return Board(self.path(f"{folder}/journal"))
