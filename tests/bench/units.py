@@ -7,9 +7,7 @@ does not wait for it: control stops the wheels within milliseconds of roverd's e
 
 import argparse
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from tests.bench.figures import Figure, json_option, median, worst, write
 from tests.faults.machine import Machine, why_not
@@ -29,7 +27,7 @@ def main(arguments=None):
     if reason := why_not():
         print(f"./dev bench units: {reason}", file=sys.stderr)
         return 1
-    with Machine(Path(tempfile.mkdtemp(prefix="rl-machine-"))) as machine:
+    with Machine() as machine:
         machine.install("rover", "trainer")
         machine.sabotage("uplink")
         figures = [

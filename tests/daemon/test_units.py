@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
-from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +30,7 @@ PATIENCE_S = 30.0
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    made = Machine(Path(tempfile.mkdtemp(prefix="rl-machine-")))
+    made = Machine()
     try:
         made.open()
     except OSError as error:

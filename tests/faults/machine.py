@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "roverl
 CGROUPS = ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 SITE_PACKAGES = "lib/python{}.{}/site-packages".format(*PYTHON)
 NOT_LENT = ("roverloop", "__editable__", "__pycache__", "pip", "distutils-precedence")
+PREFIX = "rl-machine-"
 BOOT_S, STOP_S = 30.0, 20.0
 CAP_SYS_RESOURCE = 24
 SIMULATED = {
@@ -95,11 +97,34 @@ def tree() -> Path:
     return wanted
 
 
+def sweep() -> None:
+    """Remove what machines left whose test was killed: mounts and control groups outlive it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(folder, (folder / "name").read_text())
+
+
+def remove(folder: Path, name: str) -> None:
+    """Remove every trace of a machine that does not run."""
+    with contextlib.suppress(OSError):
+        unmount(folder / "root")
+    for hierarchy in CGROUPS:
+        for each in sorted(Path(hierarchy, name).glob("**/"), reverse=True):
+            with contextlib.suppress(OSError):
+                each.rmdir()
+    for place in ("propagate", "unix-export"):
+        shutil.rmtree(f"/run/systemd/nspawn/{place}/{name}", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class Machine:
     """A booted machine; a context manager, which raises OSError where none can be booted. Nothing of it is left."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep what it writes in ``folder``."""
+    def __init__(self) -> None:
+        """Keep what it writes in a temporary folder."""
+        sweep()
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self.name = f"rl-{uuid.uuid4().hex[:8]}"
         self.leader = 0
         """The machine's process 1, as it is called here."""
@@ -107,6 +132,9 @@ class Machine:
         self._root = folder / "root"
         self._log = folder / "console"
         self._process: subprocess.Popen[bytes] | None = None
+        self._lock = (folder / "lock").open("a")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (folder / "name").write_text(self.name)
         self._cgroups = [Path(each, self.name) for each in CGROUPS if Path(each, "cgroup.procs").exists()]
 
     def __enter__(self) -> Self:
@@ -167,15 +195,8 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        with contextlib.suppress(OSError):
-            unmount(self._root)
-        for each in self._cgroups:
-            for folder in sorted(each.glob("**/"), reverse=True):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-        for place in ("propagate", "unix-export"):
-            shutil.rmtree(f"/run/systemd/nspawn/{place}/{self.name}", ignore_errors=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder, self.name)
+        self._lock.close()
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
