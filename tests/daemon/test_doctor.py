@@ -10,6 +10,8 @@ import pytest
 from tests.daemon.daemons import driving, free_port, wait_until
 from tests.faults.mounts import mount, unmount
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"section", "check", "ok", "state", "measured", "expected", "hint"}
 
 

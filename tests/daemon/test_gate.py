@@ -12,6 +12,8 @@ from tests.daemon.daemons import wait_until
 from tests.faults.stand import Stand, spooled
 from tests.faults.standby import StandbyStand
 
+pytestmark = pytest.mark.slow
+
 CURVE = False
 
 

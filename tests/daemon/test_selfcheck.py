@@ -13,6 +13,8 @@ from tests.daemon.policies import CLOCKED as POLICIES_CLOCK
 from tests.daemon.policies import Maker
 from tests.faults.stand import spooled
 
+pytestmark = pytest.mark.slow
+
 ALWAYS = {"selfcheck.required": "always"}
 CLOCKED = {
     **ALWAYS,
