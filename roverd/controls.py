@@ -44,6 +44,7 @@ class Controls:
         self.on_promoted: list[Callable[[], None]] = []
         """Called when a spare took over, after it knows what is latched."""
         self._latched: dict[int, bytes] = {}
+        self._gone: set[Child] = set()
         self._deaths: list[float] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
@@ -114,7 +115,7 @@ class Controls:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._spare is not None:
             self._spare.send(bytes([wire.STAND_DOWN]))
-        for child in (self._spare, self._active):
+        for child in (self._spare, self._active, *self._gone):
             if child is not None:
                 await child.stop()
 
@@ -136,6 +137,11 @@ class Controls:
                 active.send(bytes([wire.SPARE]), (ours.fileno(),))
             else:  # control died before this one could watch it
                 self._order_takeover(spare)
+        except ProcessError:
+            self._spare = None
+            spare.process.kill()
+            await spare.stop()
+            raise
         finally:
             self._is_starting = False
             ours.close()
@@ -169,6 +175,8 @@ class Controls:
         if gone is not None:
             gone.drain()  # what it told before its end comes before what its successor tells
         self._active, self._spare = spare, None
+        if gone is not None:
+            self._gone.add(gone)
         self._watch(spare)
         self.takeovers += 1
         self.actuator_failure = ""  # the successor has a device of its own, and says so if that fails
@@ -179,16 +187,17 @@ class Controls:
                 spare.send(self._latched[kind])
         for call in self.on_promoted:
             call()
-        self._spawn(self._follow_up(gone))
-
-    async def _follow_up(self, gone: Child | None) -> None:
-        """Reap the one that is gone, and start a new spare."""
         if self._dies_too_often():
             self._on_loss(ControlLostError(f"control died {MAX_DEATHS} times within {DEATHS_WITHIN_S:g} s"))
-            return
-        self._spawn(self._replace_spare())
-        if gone is not None:
-            await gone.stop()
+        else:
+            self._spawn(self._replace_spare())
+            self._spawn(self._reap())
+
+    async def _reap(self) -> None:
+        """End what is gone for good; what is left of it at the end, ``stop`` ends."""
+        for child in tuple(self._gone):
+            await child.stop()
+            self._gone.discard(child)
 
     async def _replace_spare(self) -> None:
         """Start spares until one serves, ever more slowly."""
@@ -197,7 +206,6 @@ class Controls:
             try:
                 await self._start_spare()
             except (ProcessError, OSError) as error:
-                self._spare = None
                 if self._active is None or not self._active.is_alive:
                     self._on_loss(ControlLostError("control died while its spare started, which failed"))
                     return
@@ -245,15 +253,13 @@ class Controls:
         if self._is_closing or child is not self._spare or self._is_starting:
             return  # who starts it learns of that
         self._spare = None
+        self._gone.add(child)
         if self._active is None or not self._active.is_alive:
             self._on_loss(ControlLostError("control and its spare died; the robot is stopped"))
             return
         log.warning("control.spare_died", hint="it is started again; control drives on")
-        self._spawn(self._reap_spare(child))
-
-    async def _reap_spare(self, child: Child) -> None:
         self._spawn(self._replace_spare())
-        await child.stop()
+        self._spawn(self._reap())
 
     def _dies_too_often(self) -> bool:
         now_s = time.monotonic()

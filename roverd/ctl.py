@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from protocol.node.config import show
-from protocol.node.ctl import Command, render_facts, render_table, run_command_line
+from protocol.node.ctl import Command, getting, posting, render_facts, render_table, run_command_line
 from protocol.pairing import DEFAULT_PORT
 from roverd.doctorctl import COMMANDS as DOCTOR_COMMANDS
 from roverd.options import DEFAULT_SOCKET, parse
@@ -25,20 +25,6 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 LINK_S = 5.0
 """How long pair waits to see what becomes of the link."""
-
-
-def _get(path: str) -> Any:
-    def run(client: ControlClient, _: argparse.Namespace) -> Outcome:
-        return client.get(path), 0
-
-    return run
-
-
-def _post(path: str) -> Any:
-    def run(client: ControlClient, _: argparse.Namespace) -> Outcome:
-        return client.post(path), 0
-
-    return run
 
 
 def _status(client: ControlClient, _: argparse.Namespace) -> Outcome:
@@ -177,14 +163,14 @@ COMMANDS = (
     *DOCTOR_COMMANDS,
     *POLICY_COMMANDS,
     Command(("episode", "start"), "drive, after an episode stop", _start, arguments=_start_arguments),
-    Command(("episode", "stop"), "end the episode and stand still", _post("/episode/stop")),
+    Command(("episode", "stop"), "end the episode and stand still", posting("/episode/stop")),
     *TELEOP_COMMANDS,
     Command(("estop",), "stop now and stay stopped", _e_stop, arguments=_e_stop_arguments),
-    Command(("clear",), "release the emergency stop", _post("/clear")),
+    Command(("clear",), "release the emergency stop", posting("/clear")),
     Command(("pair",), "come to trust a trainer, and it this rover", _pair, arguments=_pair_arguments, render=_paired),
     Command(("key", "show"), "the public keys of this rover and of its trainer", _key),
     Command(("trust",), "trust the trainer of this key", _trust, arguments=_trust_arguments),
-    Command(("plugins",), "plugins, their calls and faults", _get("/plugins"), render=_plugins),
+    Command(("plugins",), "plugins, their calls and faults", getting("/plugins"), render=_plugins),
     Command(("config", "show"), "effective options", _config, arguments=_config_arguments, render=_options),
 )
 

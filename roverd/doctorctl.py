@@ -8,52 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.errors import RoverError
 from protocol.node.checkup.check import FAIL, MARKS, render
-from protocol.node.checkup.command import daemon_arguments, daemon_words, installed_words
-from protocol.node.config import ConfigError
+from protocol.node.checkup.command import ask, daemon_arguments
 from protocol.node.ctl import Command
-from protocol.node.socket import ControlClient, ControlError
+from protocol.node.socket import ControlClient
 from roverd.options import DEFAULT_SOCKET, parse
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
     from protocol.node.ctl import Outcome
 
 SELFCHECK_S = 120.0
-DOCTOR_S = 15.0
-"""A daemon that needs longer hangs."""
 
 
 class NotAskedError(RoverError):
     """The robot would move and nobody was there, or willing, to let it."""
 
 
+def _examine_without(problem: str, words: Sequence[str], cause: BaseException | None) -> dict[str, Any]:
+    from roverd.doctor import examine_without  # noqa: PLC0415 - imports the daemon, which no other command needs
+
+    return examine_without(problem, words, cause)
+
+
 def _doctor(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
-    """Ask the daemon; where none answers, look at what it would stand on."""
-    words, is_default = daemon_words(arguments), client.path == DEFAULT_SOCKET
-    if words and is_default:
-        client = ControlClient(_socket_of(words) or client.path)
-    try:
-        answer = ControlClient(client.path, DOCTOR_S).get("/doctor")
-    except ControlError as error:
-        if error.status is not None:
-            raise
-        from roverd.doctor import examine_without  # noqa: PLC0415 - imports the daemon, which no other command needs
-
-        words = words or (installed_words("roverd") if is_default else [])
-        words = [*words, "--control-socket", str(client.path)]
-        answer = examine_without(str(error), words, error.__cause__)
-    return answer, 0 if answer["healthy"] else 1
-
-
-def _socket_of(words: Sequence[str]) -> Path | None:
-    """Return the socket that the daemon of these settings has, if they are any."""
-    try:
-        return parse(words).value.control_socket
-    except ConfigError:
-        return None
+    return ask(
+        client,
+        arguments,
+        "roverd",
+        DEFAULT_SOCKET,
+        socket_of=lambda words: parse(words).value.control_socket,
+        examine_without=_examine_without,
+    )
 
 
 def _selfcheck(client: ControlClient, arguments: argparse.Namespace) -> Outcome:

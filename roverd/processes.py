@@ -54,7 +54,6 @@ class Child:
     def __init__(self, name: str, module: str, config: dict[str, Any], *fds: int) -> None:
         """Start the process, which gets its link and ``fds`` as words of its command line; the caller closes those."""
         self.name = name
-        self.unsent = 0
         self.report: dict[str, Any] = {}
         """What the kernel granted it (see roverd.control.realtime), once it has started."""
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -88,9 +87,7 @@ class Child:
                 socket.send_fds(self.link, [message], list(fds))
             else:
                 self.link.send(message)
-        except BlockingIOError:
-            self.unsent += 1  # a child that stands still: who watches it ends that
-        except OSError:
+        except OSError:  # BlockingIOError among them: a child that stands still, and who watches it ends that
             return
 
     def _readable(self) -> None:

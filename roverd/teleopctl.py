@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import RoverError
-from protocol.node.ctl import Command, render_facts
+from protocol.node.ctl import Command, posting, render_facts
 
 if TYPE_CHECKING:
     import argparse
@@ -78,13 +78,6 @@ def _judge(verdict: str) -> Any:
     return run
 
 
-def _post(path: str) -> Any:
-    def run(client: ControlClient, _: argparse.Namespace) -> Outcome:
-        return client.post(path), 0
-
-    return run
-
-
 def _collect_status(client: ControlClient, _: argparse.Namespace) -> Outcome:
     return client.get("/collect"), 0
 
@@ -125,9 +118,9 @@ COMMANDS = (
     Command(("web",), "the address of the page to drive on, with its token", _web, render=_render_web),
     _collect("start", "collect episodes by hand or from a controller", _collect_start, _collect_arguments),
     _collect("status", "how far the collection is", _collect_status),
-    _collect("next", "let the next episode begin", _post("/collect/next")),
+    _collect("next", "let the next episode begin", posting("/collect/next")),
     _collect("success", "end the episode: it is good", _judge("success")),
     _collect("failure", "end the episode: it failed, and counts", _judge("failure")),
     _collect("discard", "end the episode: it does not count", _judge("discard")),
-    _collect("stop", "end the collection", _post("/collect/stop")),
+    _collect("stop", "end the collection", posting("/collect/stop")),
 )

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from protocol.errors import RoverError
 from protocol.node.checkup.check import render
-from protocol.node.checkup.command import daemon_arguments, daemon_words, installed_words
-from protocol.node.config import ConfigError, load, show
-from protocol.node.ctl import Command, Outcome, render_facts, render_table, run_command_line
+from protocol.node.checkup.command import ask, daemon_arguments
+from protocol.node.config import load, show
+from protocol.node.ctl import Command, Outcome, getting, posting, render_facts, render_table, run_command_line
 from protocol.node.socket import ControlClient, ControlError
 from trainerd.episodes import audit_command
 from trainerd.options import parse
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 POLL_S = 0.5
-DOCTOR_S = 15.0
-"""A daemon that needs longer for it hangs."""
 SHORT = 12
 ALWAYS_SHOWN = frozenset({"received", "trained", "lost"})
 """Counters of steps that are worth a look also when they are 0."""
@@ -36,14 +34,6 @@ ALWAYS_SHOWN = frozenset({"received", "trained", "lost"})
 
 class EvaluationFailedError(RoverError):
     """An evaluation or a lint came to no end; the message says why."""
-
-
-def _get(path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
-    return lambda client, _arguments: (client.get(path), 0)
-
-
-def _post(path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
-    return lambda client, _arguments: (client.post(path), 0)
 
 
 def _named(method: str, path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
@@ -66,30 +56,21 @@ def _status(client: ControlClient, _arguments: argparse.Namespace) -> Outcome:
     return payload, 0 if payload["health"]["ok"] else 1
 
 
+def _examine_without(problem: str, words: Sequence[str], cause: BaseException | None) -> dict[str, Any]:
+    from trainerd.doctor import examine_without  # noqa: PLC0415 - imports torch, which no other command needs
+
+    return examine_without(problem, words, cause)
+
+
 def _doctor(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
-    """Ask the daemon; where none answers, look at what it would stand on."""
-    words, is_default = daemon_words(arguments), client.path == default_socket()
-    if words and is_default:
-        client = ControlClient(_socket_of(words) or client.path)
-    try:
-        answer = ControlClient(client.path, DOCTOR_S).get("/doctor")
-    except ControlError as error:
-        if error.status is not None:
-            raise
-        from trainerd.doctor import examine_without  # noqa: PLC0415 - imports torch, which no other command needs
-
-        words = words or (installed_words("trainerd") if is_default else [])
-        words = [*words, "--control-socket", str(client.path)]
-        answer = examine_without(str(error), words, error.__cause__)
-    return answer, 0 if answer["healthy"] else 1
-
-
-def _socket_of(words: Sequence[str]) -> Path | None:
-    """Return the socket that the daemon of these settings has, if they are any."""
-    try:
-        return parse(words).value.socket_path
-    except ConfigError:
-        return None
+    return ask(
+        client,
+        arguments,
+        "trainerd",
+        default_socket(),
+        socket_of=lambda words: parse(words).value.socket_path,
+        examine_without=_examine_without,
+    )
 
 
 def _evaluate(client: ControlClient, arguments: argparse.Namespace) -> Outcome:
@@ -344,17 +325,17 @@ COMMANDS: Sequence[Command] = (
         daemon_arguments,
         render,
     ),
-    Command(("train", "start"), "train", _post("/train/start")),
-    Command(("train", "pause"), "rest after the present minibatch; the rovers stand", _post("/train/pause")),
-    Command(("train", "resume"), "go on after pause or stop", _post("/train/resume")),
-    Command(("train", "stop"), "finish the update, write a checkpoint; the rovers stand", _post("/train/stop")),
+    Command(("train", "start"), "train", posting("/train/start")),
+    Command(("train", "pause"), "rest after the present minibatch; the rovers stand", posting("/train/pause")),
+    Command(("train", "resume"), "go on after pause or stop", posting("/train/resume")),
+    Command(("train", "stop"), "finish the update, write a checkpoint; the rovers stand", posting("/train/stop")),
     Command(
         ("checkpoint", "list"),
         "list the checkpoints",
-        _get("/checkpoints"),
+        getting("/checkpoints"),
         render=_render_rows("checkpoints", "name", "update"),
     ),
-    Command(("checkpoint", "save"), "write a checkpoint after the present update", _post("/checkpoints")),
+    Command(("checkpoint", "save"), "write a checkpoint after the present update", posting("/checkpoints")),
     Command(
         ("checkpoint", "restore"),
         "go on from a checkpoint",
@@ -364,7 +345,7 @@ COMMANDS: Sequence[Command] = (
     Command(
         ("policy", "list"),
         "list the policies, newest first",
-        _get("/policies"),
+        getting("/policies"),
         render=_render_rows("policies", "policy_id", "counter", "update", "decisions", "parent", "is_wanted"),
     ),
     Command(("policy", "show"), "show a policy and its manifest", _named("GET", "/policies/{name}"), _name("policy")),
@@ -374,14 +355,14 @@ COMMANDS: Sequence[Command] = (
         _named("POST", "/policies/{name}/deploy"),
         _name("policy"),
     ),
-    Command(("policy", "rollback"), "let the rovers drive the policy before this one", _post("/policies/rollback")),
+    Command(("policy", "rollback"), "let the rovers drive the policy before this one", posting("/policies/rollback")),
     Command(
         ("rover", "list"),
         "list the rovers",
         _rovers,
         render=_render_rovers,
     ),
-    Command(("rover", "pending"), "list the rovers that ask to be let in", _get("/pairing"), render=_render_pending),
+    Command(("rover", "pending"), "list the rovers that ask to be let in", getting("/pairing"), render=_render_pending),
     Command(
         ("rover", "confirm"),
         "let the rover in that shows this code",
@@ -395,7 +376,7 @@ COMMANDS: Sequence[Command] = (
     Command(
         ("plugins",),
         "list the plugins",
-        _get("/plugins"),
+        getting("/plugins"),
         render=_render_rows("plugins", "group", "name", "distribution", "version", "state", "last_error"),
     ),
     Command(

@@ -7,7 +7,6 @@ command comes; ``plugins.actuators.simulated_board`` is one in software.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from dataclasses import dataclass
@@ -86,4 +85,4 @@ def path_of(address: str) -> str:
     kind, _, place = address.partition(":")
     if kind != "unix":
         raise ValueError(f"{address}: not a Unix socket")
-    return os.fspath(place)
+    return place

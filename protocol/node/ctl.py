@@ -35,6 +35,16 @@ def render_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in texts)  # noqa: B905 - equal by construction
 
 
+def getting(path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
+    """Return the ``run`` of a command that shows what a GET answers."""
+    return lambda client, _arguments: (client.get(path), 0)
+
+
+def posting(path: str) -> Callable[[ControlClient, argparse.Namespace], Outcome]:
+    """Return the ``run`` of a command that posts without facts."""
+    return lambda client, _arguments: (client.post(path), 0)
+
+
 @dataclass(frozen=True)
 class Command:
     """One command of a control tool.

@@ -19,7 +19,8 @@ PR_SET_TIMERSLACK = 29
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 CONTROL_PRIORITY, POLICY_PRIORITY = 50, 20
 CONTROL_NICE, POLICY_NICE = -10, -5
-CGROUP_FILES = ("cpu.rt_runtime_us",)
+BUDGETS = ("/sys/fs/cgroup/cpu/cpu.rt_runtime_us", "/sys/fs/cgroup/cpu,cpuacct/cpu.rt_runtime_us")
+"""Files that only a kernel with CONFIG_RT_GROUP_SCHED has."""
 
 
 def apply(priority: int, nice: int, *, locks_memory: bool) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def apply(priority: int, nice: int, *, locks_memory: bool) -> dict[str, Any]:
     Args:
         priority: of SCHED_FIFO, 1 to 99; children do not inherit it.
         nice: what is tried where FIFO is refused.
-        locks_memory: keep every page in memory, those of later allocations too (about 110 MB with numpy).
+        locks_memory: keep every page that is ever used in memory (about 33 MB with numpy).
 
     Returns:
         {fifo, priority, nice, mlockall, affinity, reason}; ``reason`` says why FIFO or locking was refused.
@@ -44,14 +45,7 @@ def apply(priority: int, nice: int, *, locks_memory: bool) -> dict[str, Any]:
     is_locked = locks_memory and libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0
     if locks_memory and not is_locked:
         reasons.append(f"mlockall: {os.strerror(ctypes.get_errno())}: set LimitMEMLOCK=infinity (ulimit -l unlimited)")
-    return {
-        "fifo": is_fifo,
-        "priority": priority if is_fifo else 0,
-        "nice": os.getpriority(os.PRIO_PROCESS, 0),
-        "mlockall": is_locked,
-        "affinity": sorted(os.sched_getaffinity(0)),
-        "reason": "; ".join(reasons),
-    }
+    return _report(priority if is_fifo else 0, "; ".join(reasons), is_locked=is_locked)
 
 
 def ignore_group_signals() -> None:
@@ -65,13 +59,17 @@ def ignore_group_signals() -> None:
 
 def ordinary() -> dict[str, Any]:
     """Return the report of a process that asked for nothing, as in lock-step."""
+    return _report(0, "not asked for", is_locked=False)
+
+
+def _report(priority: int, reason: str, *, is_locked: bool) -> dict[str, Any]:
     return {
-        "fifo": False,
-        "priority": 0,
+        "fifo": priority > 0,
+        "priority": priority,
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
-        "mlockall": False,
+        "mlockall": is_locked,
         "affinity": sorted(os.sched_getaffinity(0)),
-        "reason": "not asked for",
+        "reason": reason,
     }
 
 
@@ -91,13 +89,9 @@ def why_no_fifo(priority: int) -> str:
 
 def has_group_scheduling() -> bool:
     """Say whether the kernel was built with CONFIG_RT_GROUP_SCHED, from what it tells about itself."""
-    if any(Path(root, name).exists() for root in _cpu_groups() for name in CGROUP_FILES):
+    if any(Path(each).exists() for each in BUDGETS):
         return True
     return "CONFIG_RT_GROUP_SCHED=y" in _kernel_config()
-
-
-def _cpu_groups() -> list[str]:
-    return ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"]
 
 
 def _kernel_config() -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.images import jpeg_library
 from protocol.node.checkup import machine
-from protocol.node.checkup.check import Check, gather, judge
+from protocol.node.checkup.check import Check, gather
 from roverd.doctor import board, npu
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def machine_checks(*, is_real: bool) -> list[Check]:
         machine.python,
         machine.modules,
         lambda: machine.packages(machine.requirements(["rover"])),
-        jpeg,
+        machine.jpeg,
         lambda: machine.memory(Path("/proc/meminfo").read_text()),
         lambda: machine.measure_stolen(is_needed=is_real),
         lambda: machine.clock(is_synchronised=machine.is_clock_synchronised()),
@@ -30,11 +29,6 @@ def machine_checks(*, is_real: bool) -> list[Check]:
         board.voltage,
         lambda: npu.npu(npu.measure()),
     )
-
-
-def jpeg() -> Iterator[Check]:
-    """Name the library that packs and unpacks images."""
-    yield judge("jpeg library", jpeg_library().name, "PyTurboJPEG or simplejpeg", "", ok=True)
 
 
 def disk(state_dir: Path) -> Iterator[Check]:

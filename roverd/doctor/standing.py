@@ -11,10 +11,10 @@ from protocol.errors import RoverError
 from protocol.keys import KeyFileError
 from protocol.node.checkup.address import judge_reach, reach
 from protocol.node.checkup.check import Check, answer_of, gather, judge, note
+from protocol.node.checkup.command import configuration, read_settings
 from protocol.node.checkup.listening import describe, listeners
 from protocol.node.checkup.machine import lock, user
 from protocol.node.checkup.systemd import control_socket, daemon, unit, unit_facts
-from protocol.node.config import ConfigError
 from roverd.assemble import trainer_address
 from roverd.doctor import driving, link, places, realtime
 from roverd.options import parse
@@ -37,7 +37,7 @@ def examine_without(problem: str, words: Sequence[str], cause: BaseException | N
         cause: the error below, which tells a daemon that hangs from one that is not there.
 
     """
-    settings, mistakes = read_settings(words)
+    settings, mistakes = read_settings(parse, words, Settings())
     start = " ".join(["roverd", *words])
     facts = unit_facts("roverd")
     is_clocked = settings.control.rate_hz > 0
@@ -46,7 +46,7 @@ def examine_without(problem: str, words: Sequence[str], cause: BaseException | N
             "daemon",
             lambda: daemon("roverd", problem, start, cause),
             lambda: unit("roverd", facts, is_running=False),
-            lambda: configuration(mistakes, words),
+            lambda: configuration(mistakes, words, "ROVERD_"),
             lambda: control_socket(settings.control_socket),
             lambda: lock("roverd", settings.state_dir / "spool" / "lock", settings.state_dir),
         ),
@@ -59,21 +59,6 @@ def examine_without(problem: str, words: Sequence[str], cause: BaseException | N
         *gather("plugins", lambda: _plugins(settings), lambda: _page(settings)),
     ]
     return answer_of(checks, is_running=False)
-
-
-def read_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
-    """Return the settings of a command line; where they are wrong, the defaults and every mistake."""
-    try:
-        return parse(words).value, []
-    except ConfigError as error:
-        return Settings(), error.mistakes
-
-
-def configuration(mistakes: Sequence[str], words: Sequence[str]) -> Iterator[Check]:
-    """Judge whether the settings can be read."""
-    where = " ".join(words) or "defaults and ROVERD_... of the environment"
-    hint = "correct each; the checks below look at the defaults instead"
-    yield judge("configuration", "; ".join(mistakes) or f"fine ({where})", "no mistake", hint, ok=not mistakes)
 
 
 def e_stop(state_dir: Path) -> str:

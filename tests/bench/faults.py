@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.bench.figures import Figure, json_option, total, worst, write
-from tests.faults import powercut
+from tests.faults import powercut, spooled
 from tests.faults.world import World, flip_bits
 
 LEAST_HOLD_S, LONGEST_HOLD_S = 0.5, 4.0
@@ -151,7 +151,7 @@ def flip_spool(world, draw):
     hold(draw, 1.0, 2.5)
     world.kill(world.rover)
     world.expect_spooled()
-    flip_bits(world.segments(), draw, draw.randrange(1, 6))
+    flip_bits(spooled.segments(world.rover_state), draw, draw.randrange(1, 6))
     world.wire.heal()
     world.rover.start()
 

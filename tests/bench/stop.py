@@ -17,7 +17,8 @@ from protocol.step import Intervention
 from tests.bench.figures import Figure, json_option, worst, write
 from tests.daemon.conftest import opened
 from tests.daemon.daemons import wait_until
-from tests.faults.stand import Stand, spooled
+from tests.faults import spooled
+from tests.faults.stand import Stand
 from tests.faults.standby import StandbyStand
 from tests.faults.stops import DECISION_MS, FAULTS, time_one
 
@@ -77,7 +78,7 @@ def measure_standby(site, folder, repetitions):
         stand.rover.stop()
         stood_in = [
             each["applied_ns"]
-            for each in spooled(stand.rover.state_dir)
+            for each in spooled.headers(stand.rover.state_dir)
             if each["kind"] == "step" and each.get("interventions", 0) & Intervention.FAILOVER
         ]
     finally:

@@ -19,7 +19,7 @@ from protocol.bundle import unpack_bundle
 from protocol.framing import unpack
 from tests.daemon.daemons import driving, free_port, unbalanced, wait_until
 from tests.daemon.installing import install_plugin
-from tests.faults import clock, netem, powercut
+from tests.faults import clock, netem, powercut, spooled
 from tests.faults.ledger import records_of
 from tests.faults.world import RATE_HZ, World, flip_bits
 
@@ -374,7 +374,7 @@ def test_matrix_8_flipped_bits_of_the_spool_are_found_and_never_stored(tmp_path)
             time.sleep(2.0)
             world.kill(world.rover)
             assert world.expect_spooled() > 5
-            flip_bits(world.segments(), draw, 4)
+            flip_bits(spooled.segments(world.rover_state), draw, 4)
             world.wire.heal()
             world.rover.start()
             world.wait_flowing()

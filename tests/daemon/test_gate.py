@@ -9,7 +9,8 @@ import pytest
 
 from protocol.step import Intervention
 from tests.daemon.daemons import wait_until
-from tests.faults.stand import Stand, spooled
+from tests.faults import spooled
+from tests.faults.stand import Stand
 from tests.faults.standby import StandbyStand
 
 pytestmark = pytest.mark.slow
@@ -20,7 +21,7 @@ CURVE = False
 def steps(stand):
     """Stop the rover and return the headers of its steps."""
     assert stand.rover.stop() == 0
-    return [each for each in spooled(stand.rover.state_dir) if each["kind"] == "step"]
+    return [each for each in spooled.headers(stand.rover.state_dir) if each["kind"] == "step"]
 
 
 def flagged(found, flag):

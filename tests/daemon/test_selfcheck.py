@@ -11,7 +11,7 @@ from protocol.node.socket import ControlError
 from tests.daemon.daemons import wait_until
 from tests.daemon.policies import CLOCKED as POLICIES_CLOCK
 from tests.daemon.policies import Maker
-from tests.faults.stand import spooled
+from tests.faults import spooled
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def test_row_31_no_policy_and_no_controller_drives_before_the_signs_are_proved_a
     kept = json.loads((rover.state_dir / "calibration.json").read_text())
     assert (kept["passed"], kept["spec_hash"]) == (True, after["spec_hash"])
     assert rover.stop() == 0
-    records = spooled(rover.state_dir)
+    records = spooled.headers(rover.state_dir)
     steps = [each for each in records if each["kind"] == "step"]
     first = next(each["episode_id"] for each in steps if each["source"] == "policy")
     assert {each["source"] for each in steps if each["episode_id"] < first} == {"human", "fallback"}

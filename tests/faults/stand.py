@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -14,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protocol.framing import unpack
-from roverd.segment import DATA_AT, Files, Segment, decode_header
 from tests.daemon.daemons import DIE_WITH_PARENT, wait_until
 from tests.faults import faulty
 
@@ -146,50 +143,21 @@ class Stand:
             time.sleep(0.01)
         raise AssertionError(f"the motors still turn {patience_s:g} s later: {self.changes()[-1]}")
 
-    def mend(self) -> None:
-        """Take back what can be taken back: switches, stopped processes, a latched e-stop."""
+    def mend(self, *, has_ended: bool = False) -> None:
+        """Take back what can be taken back: switches, stopped processes, a latched e-stop; wait for what must end."""
         self.switches.off()
+        if has_ended:
+            self.rover.wait()
+            return
         for pid in self.rover.pids() if self.rover.is_running else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        if wait_until(self._is_settled, what="roverd answers again, or has ended") == "answers":
-            self.rover.post("/clear")
-
-    def _is_settled(self) -> str:
-        try:
-            return "answers" if self.rover.get() else ""
-        except AssertionError:
-            return "ended"
+        wait_until(self.rover.get, what="roverd answers again")
+        self.rover.post("/clear")
 
     def kill(self, *pids: int, by: int = signal.SIGKILL) -> None:
         for pid in pids:
             os.kill(pid, by)
-
-
-def spooled(state_dir: Path) -> list[dict[str, Any]]:
-    """Return the headers of the records that lie in the spool of a rover that does not run, in their order."""
-    found = {}
-    for path in state_dir.rglob("*"):
-        if not path.is_file() or path.read_bytes()[:8] != b"rvspool1":
-            continue
-        facts = decode_header(path.read_bytes()[:DATA_AT], str(path))
-        files, segment = Files(), Segment(path, 0, 1 << 62, path.stat().st_size)
-        place = files.open(path, os.O_RDONLY)
-        try:
-            segment.index(files, place, facts.salt)
-            for seq in segment.seqs:
-                frames = segment.read(files, place, facts.salt, seq)
-                if frames is not None:
-                    found[facts.boot, seq] = _with_numbers(unpack(frames[0]))
-        finally:
-            files.close(place)
-    return [found[key] for key in sorted(found)]
-
-
-def _with_numbers(header: dict[str, Any]) -> dict[str, Any]:
-    """Return a record's header with its actions as tuples of numbers."""
-    vectors = {key: header[key] for key in ("action", "policy_action", "human_action") if header.get(key)}
-    return {**header, **{key: struct.unpack(f"<{len(raw) // 4}f", raw) for key, raw in vectors.items()}}
 
 
 def _started(pid: int) -> int:

@@ -21,6 +21,7 @@ class Fault:
     name: str
     limit_ms: float
     begin: Callable[[Stand], Callable[[], None]]
+    ends_roverd: bool = False
 
 
 def _switch(name: str, limit_ms: float) -> Fault:
@@ -57,13 +58,14 @@ def _policy(stand: Stand) -> list[int]:
     return [stand.policy()]
 
 
-def _both_controls(stand: Stand) -> list[int]:
-    stand.rover.was_killed = True  # it may end with an error: nothing is left to drive with
-    return stand.children("roverd.control.process")
+def _kill_both_controls(stand: Stand) -> Callable[[], None]:
+    stand.rover.was_killed = True  # it ends with an error: nothing is left to drive with
+    found = stand.children("roverd.control.process")
+    return lambda: stand.kill(*found)
 
 
 FAULTS = (
-    Fault("roverd_killed", 20.0, _kill_roverd),
+    Fault("roverd_killed", 20.0, _kill_roverd, ends_roverd=True),
     _signal("roverd_stopped", ANY_MS, _roverd, signal.SIGSTOP),
     _switch("roverd_loops", ANY_MS),
     _signal("policy_killed", DECISION_MS, _policy, signal.SIGKILL),
@@ -75,7 +77,7 @@ FAULTS = (
     _signal("control_killed", 20.0, _control, signal.SIGKILL),
     _signal("control_stopped", ANY_MS, _control, signal.SIGSTOP),
     _switch("control_loops", ANY_MS),
-    _signal("control_and_spare_killed", 300.0, _both_controls, signal.SIGKILL),
+    Fault("control_and_spare_killed", 300.0, _kill_both_controls, ends_roverd=True),
     _switch("actuator_raises", ANY_MS),
     _switch("actuator_hangs", DEAD_MAN_MS + 20.0),
     _switch("actuator_dead", DEAD_MAN_MS + 20.0),
@@ -98,4 +100,4 @@ def time_one(stand: Stand, fault: Fault) -> float:
     try:
         return stand.time_stop(break_it)
     finally:
-        stand.mend()
+        stand.mend(has_ended=fault.ends_roverd)

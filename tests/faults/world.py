@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.keys import load_or_make
 from tests.daemon.daemons import OPEN, Daemon, Site, wait_until
-from tests.faults import powercut
+from tests.faults import powercut, spooled
 from tests.faults.ledger import Ledger, Store, Verdict
 from tests.faults.wire import Wire
 from trainerd.access import Access
@@ -39,7 +39,6 @@ CLOCKED = {
     "plugins.synthetic.control_rate_hz": RATE_HZ,
     "plugins.synthetic.action_delay_ms": 25.0,
 }
-SEGMENT_MAGIC = b"rvspool1"
 
 
 @dataclass(frozen=True)
@@ -181,28 +180,12 @@ class World:
         for pid in daemon.pids():
             _signal(pid, signal.SIGCONT)
 
-    def segments(self) -> list[Path]:
-        """Return the files of the rover's spool."""
-        return [path for path in self.rover_state.rglob("*") if path.is_file() and _begins(path, SEGMENT_MAGIC)]
-
     def expect_spooled(self) -> int:
         """Note what lies undamaged in the spool of a rover that does not run; return how many records."""
-        from roverd.segment import DATA_AT, Files, Segment, decode_header
-
-        files, count = Files(), 0
-        for path in self.segments():
-            facts = decode_header(path.read_bytes()[:DATA_AT], str(path))
-            segment = Segment(path, 0, 1 << 62, path.stat().st_size)
-            place = files.open(path, os.O_RDONLY)
-            try:
-                segment.index(files, place, facts.salt)
-                for seq in segment.seqs:
-                    frames = segment.read(files, place, facts.salt, seq)
-                    if frames is not None:
-                        count += 1
-                        self.ledger.expect(facts.rover_id, facts.boot_id, seq, frames)
-            finally:
-                files.close(place)
+        count = 0
+        for each in spooled.read(self.rover_state):
+            count += 1
+            self.ledger.expect(each.facts.rover_id, each.facts.boot_id, each.seq, each.frames)
         return count
 
     def _note_crash(self, daemon: Daemon) -> None:
@@ -286,14 +269,6 @@ def flip_bits(paths: list[Path], draw: Any, count: int) -> int:
             file.seek(place)
             file.write(bytes([byte ^ 1 << draw.randrange(8)]))
     return count if sizes else 0
-
-
-def _begins(path: Path, magic: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(magic)) == magic
-    except OSError:
-        return False
 
 
 def _signal(pid: int, number: int) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protocol.images import jpeg_library
 from protocol.node.checkup import machine
-from protocol.node.checkup.check import Check, gather, judge
+from protocol.node.checkup.check import Check, gather
 from protocol.node.checkup.systemd import control_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from trainerd.settings import Settings
 
 
@@ -23,17 +20,12 @@ def machine_checks(settings: Settings) -> list[Check]:
         machine.python,
         machine.modules,
         lambda: machine.packages(machine.requirements(["trainer"])),
-        jpeg,
+        machine.jpeg,
         lambda: machine.memory(Path("/proc/meminfo").read_text()),
         lambda: machine.measure_stolen(is_needed=False),
         lambda: machine.clock(is_synchronised=machine.is_clock_synchronised()),
         lambda: control_socket(settings.socket_path),
     )
-
-
-def jpeg() -> Iterator[Check]:
-    """Name the library that packs and unpacks images."""
-    yield judge("jpeg library", jpeg_library().name, "PyTurboJPEG or simplejpeg", "", ok=True)
 
 
 def storage_checks(settings: Settings) -> list[Check]:

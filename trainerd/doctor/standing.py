@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.node.checkup import firewall, machine
 from protocol.node.checkup.check import Check, answer_of, gather, judge
+from protocol.node.checkup.command import configuration, read_settings
 from protocol.node.checkup.listening import listeners
 from protocol.node.checkup.systemd import daemon, unit, unit_facts
-from protocol.node.config import ConfigError
 from protocol.node.reach import is_loopback
 from protocol.pairing import PORT_ABOVE_LINK
 from trainerd.doctor import gpu, learning, listening, places
@@ -29,14 +29,14 @@ def examine_without(problem: str, words: Sequence[str], cause: BaseException | N
         cause: the error below, which tells a daemon that hangs from one that is not there.
 
     """
-    settings, mistakes = read_settings(words)
+    settings, mistakes = read_settings(parse, words, Settings())
     start = " ".join(["trainerd", *words])
     checks = [
         *gather("daemon", lambda: daemon("trainerd", problem, start, cause)),
         *gather("daemon", lambda: unit("trainerd", unit_facts("trainerd"), is_running=False)),
         *gather(
             "daemon",
-            lambda: configuration(mistakes, words),
+            lambda: configuration(mistakes, words, "TRAINERD_"),
             lambda: machine.lock("trainerd", settings.state_dir / "lock", settings.state_dir),
         ),
         *places.machine_checks(settings),
@@ -47,21 +47,6 @@ def examine_without(problem: str, words: Sequence[str], cause: BaseException | N
         *gather("policy", lambda: learning.converter(machine.installed("rknn-toolkit2"))),
     ]
     return answer_of(checks, is_running=False)
-
-
-def read_settings(words: Sequence[str]) -> tuple[Settings, list[str]]:
-    """Return the settings of a command line; where they are wrong, the defaults and every mistake."""
-    try:
-        return parse(words).value, []
-    except ConfigError as error:
-        return Settings(), error.mistakes
-
-
-def configuration(mistakes: Sequence[str], words: Sequence[str]) -> Iterator[Check]:
-    """Judge whether the settings can be read."""
-    where = " ".join(words) or "defaults and TRAINERD_... of the environment"
-    hint = "correct each; the checks below look at the defaults instead"
-    yield judge("configuration", "; ".join(mistakes) or f"fine ({where})", "no mistake", hint, ok=not mistakes)
 
 
 def _numbers(settings: Settings) -> dict[str, int]:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from protocol.images import jpeg_library
 from protocol.node.checkup.check import Check, judge, note
 from protocol.node.require import ShadowedPackageError, check_ownership
 
@@ -130,6 +131,11 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def _dotted(version: Sequence[int]) -> str:
     return ".".join(map(str, version))
+
+
+def jpeg() -> Iterator[Check]:
+    """Name the library that packs and unpacks images; the slow one is legal, so this only informs."""
+    yield judge("jpeg library", jpeg_library().name, "PyTurboJPEG or simplejpeg", "", ok=True)
 
 
 def memory(meminfo: str) -> Iterator[Check]:
