@@ -68,6 +68,7 @@ class Stand:
         )
         wait_until(Path(address.removeprefix("unix:")).exists, what="the board listens")
         own = {**SETTINGS, "plugins.faulty_board.address": address, **(settings or {})}
+        self._killed: set[int] = set()
         self.rover: Daemon = site.rover(own, *words, name=name)
 
     def close(self) -> None:
@@ -143,11 +144,11 @@ class Stand:
             time.sleep(0.01)
         raise AssertionError(f"the motors still turn {patience_s:g} s later: {self.changes()[-1]}")
 
-    def mend(self, *, has_ended: bool = False) -> None:
-        """Take back what can be taken back: switches, stopped processes, a latched e-stop; wait for what must end."""
+    def mend(self) -> None:
+        """Take back what can be taken back: switches, stopped processes, a latched e-stop."""
         self.switches.off()
-        if has_ended:
-            self.rover.wait()
+        wait_until(self._is_settled, what="roverd has ended, or drives with other processes than those killed")
+        if not self.rover.is_running:
             return
         for pid in self.rover.pids() if self.rover.is_running else []:
             with contextlib.suppress(ProcessLookupError):
@@ -155,7 +156,16 @@ class Stand:
         wait_until(self.rover.get, what="roverd answers again")
         self.rover.post("/clear")
 
+    def _is_settled(self) -> bool:
+        """Tell whether roverd has ended, or has a control and a spare that nobody killed."""
+        if not self.rover.is_running:
+            return True
+        controls = self.children("roverd.control.process")
+        return len(controls) > 1 and not self._killed.intersection(controls)
+
     def kill(self, *pids: int, by: int = signal.SIGKILL) -> None:
+        if by == signal.SIGKILL:
+            self._killed.update(pids)
         for pid in pids:
             os.kill(pid, by)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ class Fault:
     name: str
     limit_ms: float
     begin: Callable[[Stand], Callable[[], None]]
-    ends_roverd: bool = False
 
 
 def _switch(name: str, limit_ms: float) -> Fault:
@@ -31,7 +29,7 @@ def _switch(name: str, limit_ms: float) -> Fault:
 def _signal(name: str, limit_ms: float, pids: Callable[[Stand], list[int]], number: int) -> Fault:
     def begin(stand: Stand) -> Callable[[], None]:
         found = pids(stand)
-        return lambda: [os.kill(pid, number) for pid in found] and None
+        return lambda: stand.kill(*found, by=number)
 
     return Fault(name, limit_ms, begin)
 
@@ -39,7 +37,7 @@ def _signal(name: str, limit_ms: float, pids: Callable[[Stand], list[int]], numb
 def _kill_roverd(stand: Stand) -> Callable[[], None]:
     stand.rover.was_killed = True
     pid = stand.rover.pid
-    return lambda: os.kill(pid, signal.SIGKILL)
+    return lambda: stand.kill(pid)
 
 
 def _e_stop(stand: Stand) -> Callable[[], None]:
@@ -59,13 +57,13 @@ def _policy(stand: Stand) -> list[int]:
 
 
 def _kill_both_controls(stand: Stand) -> Callable[[], None]:
-    stand.rover.was_killed = True  # it ends with an error: nothing is left to drive with
+    stand.rover.was_killed = True  # it may end with an error: nothing is left to drive with
     found = stand.children("roverd.control.process")
     return lambda: stand.kill(*found)
 
 
 FAULTS = (
-    Fault("roverd_killed", 20.0, _kill_roverd, ends_roverd=True),
+    Fault("roverd_killed", 20.0, _kill_roverd),
     _signal("roverd_stopped", ANY_MS, _roverd, signal.SIGSTOP),
     _switch("roverd_loops", ANY_MS),
     _signal("policy_killed", DECISION_MS, _policy, signal.SIGKILL),
@@ -77,7 +75,7 @@ FAULTS = (
     _signal("control_killed", 20.0, _control, signal.SIGKILL),
     _signal("control_stopped", ANY_MS, _control, signal.SIGSTOP),
     _switch("control_loops", ANY_MS),
-    Fault("control_and_spare_killed", 300.0, _kill_both_controls, ends_roverd=True),
+    Fault("control_and_spare_killed", 300.0, _kill_both_controls),
     _switch("actuator_raises", ANY_MS),
     _switch("actuator_hangs", DEAD_MAN_MS + 20.0),
     _switch("actuator_dead", DEAD_MAN_MS + 20.0),
@@ -100,4 +98,4 @@ def time_one(stand: Stand, fault: Fault) -> float:
     try:
         return stand.time_stop(break_it)
     finally:
-        stand.mend(has_ended=fault.ends_roverd)
+        stand.mend()
