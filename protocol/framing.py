@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from protocol.distribution import KINDS
 from protocol.errors import RoverError
 from protocol.images import CODECS, JPEG, DepthEncoder, ImageError, decode_depth, decode_rgb, encode_rgb
 from protocol.step import END_REASONS, PURPOSES, SOURCES, Behaviour, EpisodeEnd, Observation, Record, Step
@@ -297,7 +298,7 @@ def _step_header(step: Step) -> dict[str, Any]:
     if step.behaviour is not None:
         behaviour = step.behaviour
         header["behaviour"] = {
-            "kind": "squashed_gaussian",
+            "kind": behaviour.kind,
             "u": _bytes(behaviour.u),
             "mean": _bytes(behaviour.mean),
             "log_std": _bytes(behaviour.log_std),
@@ -391,8 +392,8 @@ def _behaviour(fields: Fields, actions: int) -> Behaviour | None:
     if not fields.has("behaviour"):
         return None
     inner = Fields("behaviour", fields.get("behaviour", dict))
-    inner.choice("kind", ("squashed_gaussian",))
     return Behaviour(
+        kind=inner.choice("kind", KINDS),
         u=inner.floats("u", actions),
         mean=inner.floats("mean", actions),
         log_std=inner.floats("log_std", actions),

@@ -43,6 +43,10 @@ class Reading:
     """Time since the episode began, on the robot's own clock."""
     world: dict[str, float] = field(default_factory=dict)
     """Facts for the episode's record, such as the straight distance to the goal at its start."""
+    reward: float | None = None
+    """What the world itself says the last period was worth, where it says anything (a benchmark environment)."""
+    verdict: Outcome | None = None
+    """What the world itself says of the episode, where it does."""
 
 
 class Outcome(NamedTuple):

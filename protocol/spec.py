@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+CONTINUOUS, DISCRETE = ACTION_SPACES = ("continuous", "discrete")
+
+
 class SpecError(RoverError):
     """A robot or task spec is malformed, or does not fit the run it is used in."""
 
@@ -84,7 +87,8 @@ class RobotSpec:
     """Declare a robot: cameras, state and action elements, and the timing of control.
 
     ``control_rate_hz`` is the nominal rate of control ticks, ``action_repeat`` how many ticks one decision of the
-    policy is held, ``action_delay_ms`` the constant time from a tick to its actuation.
+    policy is held, ``action_delay_ms`` the constant time from a tick to its actuation. In a ``discrete`` action space
+    the action elements are the choices, each 0 or 1, and every action is one-hot.
     """
 
     name: str
@@ -94,6 +98,7 @@ class RobotSpec:
     control_rate_hz: float
     action_repeat: int = 1
     action_delay_ms: float = 0.0
+    action_space: str = CONTINUOUS
 
     def __post_init__(self) -> None:
         """Refuse duplicate names, an empty action and impossible timing."""
@@ -110,6 +115,10 @@ class RobotSpec:
         if not self.action:
             mistakes.append("there is no action element")
         mistakes += [f"action {e.name}: low {e.low} is not below high {e.high}" for e in self.action if e.low >= e.high]
+        if self.action_space not in ACTION_SPACES:
+            mistakes.append(f"action_space {self.action_space!r} is none of {', '.join(ACTION_SPACES)}")
+        elif self.is_discrete and (len(self.action) < 2 or any((e.low, e.high) != (0.0, 1.0) for e in self.action)):
+            mistakes.append("a discrete action space needs two or more choices, each from 0 to 1")
         if self.control_rate_hz <= 0:
             mistakes.append(f"control_rate_hz {self.control_rate_hz} is not positive")
         elif not 0 <= self.action_delay_ms <= 1000 / self.control_rate_hz:
@@ -123,6 +132,11 @@ class RobotSpec:
     def period_s(self) -> float:
         """Nominal time between two control ticks in seconds."""
         return 1.0 / self.control_rate_hz
+
+    @property
+    def is_discrete(self) -> bool:
+        """True where an action is one of several choices."""
+        return self.action_space == DISCRETE
 
     def state_index(self, name: str) -> int:
         """Return the place of a state element, or raise SpecError."""
@@ -139,8 +153,14 @@ class RobotSpec:
         raise SpecError(f"robot spec {self.name}: no camera {key}; there are {[c.key for c in self.cameras]}")
 
     def to_map(self) -> dict[str, Any]:
-        """Return plain lists, maps and numbers, as sent in hello and kept in bundles."""
-        return asdict(self)
+        """Return plain lists, maps and numbers, as sent in hello and kept in bundles.
+
+        A continuous action space is not named: specs from before there were others keep their hash.
+        """
+        values = asdict(self)
+        if not self.is_discrete:
+            del values["action_space"]
+        return values
 
     @classmethod
     def from_map(cls, values: Mapping[str, Any]) -> RobotSpec:

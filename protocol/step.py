@@ -8,6 +8,8 @@ from enum import IntFlag
 import numpy as np
 import numpy.typing as npt
 
+from protocol.distribution import SQUASHED_GAUSSIAN
+
 FloatArray = npt.NDArray[np.float32]
 
 SOURCES = ("policy", "human", "scripted", "gate", "fallback")
@@ -81,16 +83,18 @@ class Observation:
 
 @dataclass(slots=True)
 class Behaviour:
-    """The behaviour distribution as it really ran: a tanh-squashed Gaussian over u (pre-tanh) per action element.
+    """The behaviour distribution as it really ran, one entry per action element.
 
-    ``log_prob`` is the log-density of ``u`` under N(mean, exp(log_std)); the tanh Jacobian is left out, since it
-    cancels in every ratio.
+    ``squashed_gaussian``: tanh-squashed, u is the action before tanh, and ``log_prob`` the log-density of u under
+    N(mean, exp(log_std)); the tanh Jacobian is left out, since it cancels in every ratio. ``categorical``: u is the
+    chosen action (one-hot), ``mean`` holds the logits, ``log_std`` zeros, ``log_prob`` is that of the choice.
     """
 
     u: FloatArray
     mean: FloatArray
     log_std: FloatArray
     log_prob: float
+    kind: str = SQUASHED_GAUSSIAN
 
 
 @dataclass(slots=True)

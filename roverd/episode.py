@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from protocol.distribution import distribution_of
 from protocol.moment import Moment, Outcome, Reading
 from protocol.step import SOURCES, Behaviour, EpisodeEnd, Observation, Step
 from roverd.control import wire
@@ -75,6 +76,7 @@ class Episode:
         self._rover_id, self._boot_id = rover_id, boot_id
         self.episode_id, self.plan = episode_id, plan
         self._spec, self._rewards = spec, rewards
+        self._distribution = distribution_of(spec).kind
         self.steps = 0
         self.return_ = 0.0
         self.decisions = 0
@@ -111,7 +113,7 @@ class Episode:
             policy_id=policy_id,
             policy_counter=applied.policy_counter,
             purpose=self.plan.purpose,
-            behaviour=_behaviour(applied),
+            behaviour=_behaviour(applied, self._distribution),
             policy_action=np.array(applied.policy_action, np.float32) if applied.has & wire.HAS_POLICY else None,
             human_action=np.array(applied.human_action, np.float32) if applied.has & wire.HAS_HUMAN else None,
             interventions=applied.interventions,
@@ -205,7 +207,7 @@ def _ms(age_ns: int) -> float:
     return max(0.0, round(age_ns * 1e-6, 3))
 
 
-def _behaviour(applied: wire.Applied) -> Behaviour | None:
+def _behaviour(applied: wire.Applied, kind: str) -> Behaviour | None:
     if not applied.has & wire.HAS_BEHAVIOUR:
         return None
     return Behaviour(
@@ -213,4 +215,5 @@ def _behaviour(applied: wire.Applied) -> Behaviour | None:
         mean=np.array(applied.mean, np.float32),
         log_std=np.array(applied.log_std, np.float32),
         log_prob=applied.log_prob,
+        kind=kind,
     )

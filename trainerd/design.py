@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protocol.node.config import validate_table
 from protocol.transform import InputTransform
-from trainerd.learning.learner import choose_device
 
 if TYPE_CHECKING:
     from plugins.manager import PluginManager
@@ -19,10 +20,24 @@ class Design:
 
     def __init__(self, settings: Settings, plugins: PluginManager) -> None:
         """Choose encoder and device; raises RoverError where the plugin, its settings or the device cannot be had."""
-        self.device = choose_device(settings.device)
+        self._wanted_device = settings.device
+        if settings.device.startswith("cuda"):
+            _ = self.device
         self._encoder = plugins.encoder(settings.network.encoder)
         table = settings.plugins.get(self._encoder.name, {})
         self._settings = validate_table(self._encoder.settings, table, f"plugins.{self._encoder.name}")
+
+    @cached_property
+    def device(self) -> str:
+        """The torch device; asking for it the first time imports torch, which takes a second."""
+        from trainerd.learning.learner import choose_device  # noqa: PLC0415 - see above
+
+        return choose_device(self._wanted_device)
+
+    @property
+    def may_be_gpu(self) -> bool:
+        """True unless the CPU was asked for or this machine has no device file of a GPU (NVIDIA's or AMD's)."""
+        return self._wanted_device != "cpu" and (Path("/dev/kfd").exists() or any(Path("/dev").glob("nvidia[0-9]*")))
 
     def transform(self, robot: RobotSpec, task: TaskSpec) -> InputTransform:
         """Return what the network sees of a robot; raises SpecError where the encoder cannot read its cameras."""

@@ -16,6 +16,7 @@ DEFAULT_STATE_DIR = Path("./state/trainerd")
 DEFAULT_CONTROL_SOCKET = DEFAULT_STATE_DIR / "control.sock"
 UNIT_SOCKET = Path("/run/trainerd/control.sock")
 """Where systemd/trainerd.socket listens."""
+ENDLESS_DECISIONS = 10**12
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class TrainSettings:
     autostart: bool = option(default=True, help="train from the start on; false: wait for train start")
     fresh: bool = option(default=False, help="do not resume from the newest checkpoint")
     keep_policies: int = option(20, help="policies to keep on disk besides those that drive", low=1)
+
+    @property
+    def budget(self) -> int:
+        """Decisions that the schedules span; where there is no end they stay at their start."""
+        return self.decisions or ENDLESS_DECISIONS
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,13 @@ import asyncio
 import contextlib
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from protocol.errors import RoverError
 from protocol.node.log import get_logger
 from trainerd.collection import CLOSED, OPEN, OVER, RESTING, golden_rows
 from trainerd.learning import checkpoint
-from trainerd.learning.learner import Learner
-from trainerd.learning.rollout import Rollouts
-from trainerd.learning.worker import Callbacks, Worker, warm_up
-from trainerd.release.export import Exporter
-from trainerd.release.pipeline import Draft, Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +29,7 @@ if TYPE_CHECKING:
     from trainerd.learning.assembler import Marks
     from trainerd.learning.learner import UpdateResult
     from trainerd.learning.rollout import Rollout
+    from trainerd.making import Parts
     from trainerd.release.publish import Publisher
     from trainerd.release.registry import Registry
     from trainerd.run import Run
@@ -49,24 +42,12 @@ STANDING_MODE = {TRAINING: "train", PAUSED: "idle", STOPPED: "idle", FINISHED: "
 """What rovers do meanwhile."""
 INTAKE = {TRAINING: OPEN, PAUSED: RESTING, STOPPED: CLOSED, FINISHED: OVER}
 """What becomes meanwhile of training records that rovers still send."""
-ENDLESS_DECISIONS = 10**12
-"""Stands for a budget where there is none: schedules then stay at their start."""
 STOP_S = 4.0
 """How long stopping waits for the present update, so that a checkpoint can be written after it."""
 
 
 class TrainingError(RoverError):
     """A command does not fit the state of training; the message says what to do."""
-
-
-@dataclass
-class Parts:
-    """What exists once the robot and the task are known."""
-
-    learner: Learner
-    rollouts: Rollouts
-    worker: Worker
-    pipeline: Pipeline
 
 
 class Training:
@@ -133,14 +114,17 @@ class Training:
         return [] if self.parts is None else [self.parts.worker.pulse, self.parts.pipeline.pulse]
 
     def wake_device(self) -> None:
-        """Make the GPU's context, which can hold the interpreter for seconds: later it would look like a hang."""
-        torch.zeros(1, device=self._design.device)
+        """Make a GPU's context before anything watches this process; without a GPU there is nothing to wait for."""
+        if self._design.may_be_gpu:
+            from trainerd.making import wake  # noqa: PLC0415 - torch
+
+            wake(self._design.device)
 
     async def run(self) -> None:
         """Warm up, wait for the specs, learn; write a checkpoint when cancelled."""
         self._announce()
         if not self._specified.done():
-            await asyncio.to_thread(_warm, self._design.device)
+            await asyncio.to_thread(_warm_up, self._design)
             self.ready.set()
         parts = await asyncio.to_thread(self._build, await self._specified)
         self.parts = parts
@@ -272,30 +256,10 @@ class Training:
         return bool(budget and self.parts is not None and self.parts.learner.decisions >= budget)
 
     def _build(self, run: Run) -> Parts:
-        """Make what a robot needs, resume, and publish a first policy; seconds, in a thread of its own."""
-        if run.specs is None:
-            raise TrainingError(f"{run.run_id}: robot and task are not known")
-        settings, (robot, task) = self._settings, run.specs
-        transform = self._design.transform(robot, task)
-        learner = Learner(
-            robot,
-            task,
-            transform,
-            self._design.build_encoder,
-            network=settings.network,
-            ppo=settings.ppo,
-            seed=settings.seed,
-            budget_decisions=settings.train.decisions or ENDLESS_DECISIONS,
-            device=self._design.device,
-        )
-        is_resumed = not settings.train.fresh and self._resume(learner)
-        rollouts = Rollouts(robot, task, transform, settings.ppo.rollout)
-        pipeline = Pipeline(
-            Exporter(learner.network, robot=robot, task=task, transform=transform, run_id=run.run_id),
-            self._publisher,
-        )
-        pipeline.prepare()  # not later: the first export cannot run beside learning, and a rover waits for it
-        self._first_policy(learner, pipeline, is_resumed=is_resumed)
+        """Make what a robot needs; seconds, in a thread of its own."""
+        from trainerd.learning.worker import Callbacks  # noqa: PLC0415 - torch: the link takes steps meanwhile
+        from trainerd.making import make_parts  # noqa: PLC0415
+
         callbacks = Callbacks(
             on_ready=lambda seconds: log.info("learner.warmed", seconds=round(seconds, 3)),
             on_update=self._on_update,
@@ -303,42 +267,9 @@ class Training:
             on_error=self._on_checkpoint_error,
             on_unused=partial(self._settle, fate="unused"),
         )
-        worker = Worker(
-            learner,
-            rollouts,
-            callbacks,
-            checkpoint_folder=settings.checkpoint_dir,
-            checkpoint_interval=settings.checkpoint_interval,
-            threads=settings.threads or torch.get_num_threads(),
-        )
-        return Parts(learner, rollouts, worker, pipeline)
-
-    def _resume(self, learner: Learner) -> bool:
-        newest, reasons = checkpoint.latest(self._settings.checkpoint_dir)
-        for reason in reasons:
-            log.warning("checkpoint.skipped", reason=reason, hint="an older one is used; remove the damaged folder")
-        if newest is None:
-            return False
-        checkpoint.resume(newest.path, learner)
-        learner.budget_decisions = self._settings.train.decisions or ENDLESS_DECISIONS
-        self.latest_checkpoint = newest.path.name
-        log.info("checkpoint.resumed", checkpoint=newest.path.name, update=learner.updates, decisions=learner.decisions)
-        return True
-
-    def _first_policy(self, learner: Learner, pipeline: Pipeline, *, is_resumed: bool) -> None:
-        """Publish the learner's weights, unless the newest policy has them: a rover never drives without a policy."""
-        newest = self._registry.newest(self._publisher.run_id)
-        if newest is not None:
-            is_same = (newest.counter, newest.manifest.update) == (learner.policy_counter, learner.updates)
-            if is_resumed and is_same and newest.manifest.decisions == learner.decisions:
-                return
-            learner.policy_counter = max(newest.counter, learner.policy_counter) + 1
-        is_released = pipeline.release(self._draft(learner, learner.snapshot()))
-        if not is_released and newest is None:
-            raise TrainingError(f"no policy can be published, so no rover could drive: {pipeline.last_error}")
-
-    def _draft(self, learner: Learner, snapshot: dict[str, npt.NDArray[np.float32]]) -> Draft:
-        return Draft(snapshot, learner.policy_counter, learner.updates, learner.decisions, allow_unchanged=True)
+        parts = make_parts(self._settings, self._design, run, self._registry, self._publisher, callbacks)
+        self.latest_checkpoint = parts.resumed or self.latest_checkpoint
+        return parts
 
     def _begin(self, parts: Parts) -> None:
         learner = parts.learner
@@ -387,17 +318,7 @@ class Training:
         self._tell_update(result, finished_s)
         if result.is_new_policy and self.parts is not None:
             self._post(partial(self._collection.set_policy_counter, result.policy_counter))
-            self.parts.pipeline.submit(
-                Draft(
-                    snapshot,
-                    result.policy_counter,
-                    result.update,
-                    result.decisions,
-                    self._golden,
-                    result.metrics,
-                    f"ppo_update_{result.update}",
-                )
-            )
+            self.parts.submit(result, snapshot, self._golden)
         if self._is_spent() and self.state != FINISHED:
             self._enter(FINISHED)
             if self.parts is not None:
@@ -439,10 +360,10 @@ class Training:
             answer.set_exception(error)
             return
         learner.marks = marks
-        learner.budget_decisions = self._settings.train.decisions or ENDLESS_DECISIONS
+        learner.budget_decisions = self._settings.train.budget
         learner.policy_counter = counter
         self._post(partial(self._collection.set_policy_counter, counter))
-        parts.pipeline.submit(self._draft(learner, learner.snapshot()))
+        parts.submit_present()
         self.latest_checkpoint = path.name
         log.info("checkpoint.restored", checkpoint=path.name, update=learner.updates, policy_counter=counter)
         try:
@@ -456,8 +377,11 @@ class Training:
         answer.set_result(learner.updates)
 
 
-def _warm(device: str) -> None:
+def _warm_up(design: Design) -> None:
     """Pay now what the first optimiser step and the first export would cost a waiting rover."""
-    import onnxscript  # noqa: F401, PLC0415 - seconds, wanted here and not at the first export
+    import torch  # noqa: PLC0415 - a second
 
-    warm_up(torch.device(device))
+    from trainerd.learning.worker import warm_up  # noqa: PLC0415 - as above
+    from trainerd.making import make_parts  # noqa: F401, PLC0415 - as above
+
+    warm_up(torch.device(design.device))

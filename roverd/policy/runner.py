@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from protocol.bundle import GOLDEN_TOLERANCE, Bundle, BundleError, check_fit
+from protocol.distribution import distribution_of
 from roverd.control import wire
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from protocol.spec import RobotSpec, TaskSpec
     from roverd.control.ring import Views
 
-LOG_2PI = math.log(2 * math.pi)
 WARM_UP_RUNS = 7
 WARM_UP_S = 0.5
 """No further run of the warm-up begins after this: a slow network must not keep a real-time core to itself."""
@@ -65,10 +65,9 @@ class OnnxRunner:
         self._transform = bundle.transform
         self._states = len(robot.state)
         self._repeat = robot.action_repeat
-        self._low = np.array([e.low for e in robot.action], np.float64)
-        self._span = np.array([e.high - e.low for e in robot.action], np.float64)
+        self._actions = len(robot.action)
+        self._distribution = distribution_of(robot)
         self._log_std = np.array(bundle.manifest.log_std, np.float64)
-        self._std = np.exp(self._log_std)
         self._seed = seed
         self._session = self._load(bundle.onnx)
         self._has_image = self._transform.channels > 0
@@ -118,7 +117,7 @@ class OnnxRunner:
             outputs = self._session.run(["mean"], self._feed)
         except Exception as error:  # ONNX Runtime raises types of its own without a common base
             raise InferenceError("raised", str(error)[:200]) from error
-        return checked_output(outputs, len(self._low))
+        return checked_output(outputs, self._actions)
 
     def _prove(self) -> float:
         golden, worst = self._bundle.golden, 0.0
@@ -156,16 +155,14 @@ class OnnxRunner:
             vector[: self._states], vector[self._states :], np.array(tick.in_flight, np.float32)
         )
         mean = self._infer().astype(np.float64)
-        noise = np.zeros(len(mean))
         if tick.flags & wire.EXPLORE:
             # the decision stands in the high words: the low ones count blocks, which two decisions would else share
             philox = np.random.Philox(key=self._seed, counter=tick.decision << 64)
-            noise = np.random.Generator(philox).standard_normal(len(mean))
-        u = mean + self._std * noise
-        action = self._low + (np.tanh(u) + 1) * 0.5 * self._span
-        u32, mean32 = u.astype(np.float32), mean.astype(np.float32)
-        scaled = (u32.astype(np.float64) - mean32) / self._std
-        log_prob = float(-0.5 * (scaled @ scaled) - self._log_std.sum() - 0.5 * len(mean) * LOG_2PI)
+            u = self._distribution.sample(mean, self._log_std, np.random.Generator(philox))
+        else:
+            u = self._distribution.mode(mean)
+        u32 = u.astype(np.float32)  # as it is recorded
+        log_prob = self._distribution.log_prob(u32.astype(np.float64), mean, self._log_std)
         return wire.Proposal(
             wire.HAS_BEHAVIOUR,
             tick.tick,
@@ -174,9 +171,9 @@ class OnnxRunner:
             self._bundle.manifest.counter,
             time.monotonic_ns() - start,
             log_prob,
-            tuple(action),
+            tuple(self._distribution.action(u)),
             tuple(u32),
-            tuple(mean32),
+            tuple(mean.astype(np.float32)),
             tuple(self._log_std),
         )
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from protocol.distribution import distribution_of
 from protocol.ranges import Ranges
 from protocol.step import EpisodeEnd, Intervention, Observation, Record, Step
-from trainerd.learning.distributions import unsquash
 from trainerd.learning.rollout import EpisodeResult, Rollout, RowDecision
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class Assembler:
         """How many steps were quarantined, by the name of what was not finite."""
         self._rollouts = rollouts
         self._action = rollouts.robot.action
+        self._distribution = distribution_of(rollouts.robot)
         self._cameras = tuple(dict.fromkeys(plane.camera for plane in rollouts.transform.planes))
         self._staleness_limit = staleness_limit
         self._streams: dict[tuple[str, str, str], _Stream] = {}
@@ -331,7 +332,7 @@ class Assembler:
         if behaviour is not None:
             u, mean, log_std, log_prob = behaviour.u, behaviour.mean, behaviour.log_std, behaviour.log_prob
         if is_demonstration:
-            u = unsquash(np.asarray(decision.action_sum / decision.ticks, np.float32), self._action)
+            u = np.asarray(self._distribution.u_of(decision.action_sum / decision.ticks), np.float32)
         return RowDecision(
             u=u,
             mean=mean,

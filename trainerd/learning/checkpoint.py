@@ -3,6 +3,8 @@
 ``ppo_update_50/`` has ``model.safetensors``, ``optimizer.safetensors`` and ``state.json`` (counters, random state,
 specs, and the sha256 of the other two). See Litestream's docs/PATTERNS.md for the order of writing. Checkpoints of a
 line that was left lie in ``before-<time>/``, where nothing looks for them.
+
+Torch is imported where tensors are: a trainerd that only lists checkpoints, as at its start, need not wait for it.
 """
 
 from __future__ import annotations
@@ -18,18 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from protocol.errors import RoverError
 from protocol.files import sync_folder
 from protocol.spec import RobotSpec, TaskSpec, canonical_hash
-from trainerd.learning.learner import LearnerError, LearnerState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from trainerd.learning.learner import Learner
+    from trainerd.learning.learner import Learner, LearnerState  # noqa: TC004 - torch, see above
 
 FORMAT = 1
 ROLLING_KEPT = 2
@@ -70,6 +69,8 @@ def save(
         CheckpointError: the disk refused, with its reason; older checkpoints are untouched.
 
     """
+    from safetensors.torch import save as save_tensors  # noqa: PLC0415 - as above
+
     state = learner.capture()
     contents = dict(zip(_FILES, (save_tensors(state.weights), save_tensors(state.optimizer)), strict=True))
     facts = {
@@ -102,6 +103,8 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: a file is missing, cut short or altered, or the format is unknown.
 
     """
+    from trainerd.learning import learner as learners  # noqa: PLC0415 - as above
+
     try:
         facts = json.loads((path / "state.json").read_bytes())
         if facts["format"] != FORMAT:
@@ -109,7 +112,7 @@ def load(path: Path) -> Checkpoint:
         weights, optimizer = (_tensors(path, name, facts["sha256"][name]) for name in _FILES)
         if canonical_hash(sorted(weights)) != facts["keys_hash"]:
             raise CheckpointError(f"checkpoint {path}: names of weights are not those that were saved")
-        return Checkpoint(path, LearnerState(weights, optimizer, facts["counters"]), facts)
+        return Checkpoint(path, learners.LearnerState(weights, optimizer, facts["counters"]), facts)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: {error!r}") from error
 
@@ -121,6 +124,8 @@ def resume(path: Path, learner: Learner) -> Checkpoint:
         CheckpointError: it is damaged, or weights, settings or specs differ; the message names them.
 
     """
+    from trainerd.learning.learner import LearnerError  # noqa: PLC0415 - as above
+
     checkpoint = load(path)
     differences = [
         *learner.robot.differences(RobotSpec.from_map(checkpoint.facts["robot"])),
@@ -185,6 +190,8 @@ def found(folder: Path) -> list[Path]:
 
 
 def _tensors(path: Path, name: str, sha256: str) -> dict[str, Tensor]:
+    from safetensors.torch import load as load_tensors  # noqa: PLC0415 - as above
+
     content = (path / name).read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise CheckpointError(f"checkpoint {path}: {name} is not what was saved ({len(content)} bytes)")

@@ -13,7 +13,7 @@ import torch
 from protocol.moment import Moment, Outcome
 from protocol.step import Behaviour, EpisodeEnd, Observation, Record, Step
 from protocol.transform import InputTransform
-from trainerd.learning.distributions import log_prob_numpy, squash
+from trainerd.learning.distributions import distribution_of
 from trainerd.learning.networks import PolicyNetwork
 
 if TYPE_CHECKING:
@@ -207,9 +207,12 @@ def explore(rovers: list[Rover], policies: list[FrozenPolicy], rng: np.random.Ge
         means.update(zip(mine, policy.means([rovers[i].observation for i in mine]), strict=True))
     for index, (rover, policy) in enumerate(zip(rovers, policies, strict=True)):
         mean, log_std = means[index], policy.log_std
-        u = np.asarray(mean + np.exp(log_std) * rng.standard_normal(len(mean), np.float32), np.float32)
-        behaviour = Behaviour(u, mean, log_std, float(log_prob_numpy(u, mean, log_std)))
-        action = squash(u, rover.robot.spec.action)
+        robot = rover.robot.spec
+        distribution = distribution_of(robot)
+        u = distribution.sample(mean, log_std, rng)
+        density = float(distribution.log_prob_numpy(u, mean, log_std))
+        behaviour = Behaviour(u, mean, log_std, density, distribution.kind)
+        action = distribution.action(u, robot.action)
         yield list(rover.act(action, behaviour, str(policy.counter), policy.counter))
         if rover.is_over:
             rover.begin()
@@ -225,7 +228,9 @@ def success_rate(policy: FrozenPolicy, rovers: list[Rover], episodes: int) -> fl
     while driving:
         means = policy.means([rover.observation for rover in driving])
         for rover, mean in zip(list(driving), means, strict=True):
-            for _ in rover.act(squash(mean, rover.robot.spec.action), None, "", 0):
+            distribution = distribution_of(rover.robot.spec)
+            action = distribution.action(distribution.mode(mean), rover.robot.spec.action)
+            for _ in rover.act(action, None, "", 0):
                 pass
             if rover.is_over:
                 over, successes = over + 1, successes + rover.outcome.success

@@ -149,6 +149,21 @@ def test_the_log_prob_is_the_density_of_the_recorded_u(flags: int) -> None:
     assert p.log_prob == pytest.approx(math.log(density), abs=1e-5)
 
 
+def test_a_discrete_robots_policy_chooses_and_tells_how_likely_that_was() -> None:
+    choices = tuple(Element(f"choice_{i}", "", 0.0, 1.0) for i in range(2))
+    robot = replace(ROBOT, action=choices, action_space="discrete")
+    transform = InputTransform.of(robot, TASK, ())
+    chooser = OnnxRunner(bundle(robot=robot.to_map(), transform=transform.to_map(), log_std=[0.0, 0.0]), robot, TASK, 5)
+    proposals = [chooser.propose(tick(decision), {}) for decision in range(200)]
+    assert {each.action for each in proposals} == {(1.0, 0.0), (0.0, 1.0)}
+    for each in proposals:
+        assert each.u == each.action
+        odds = np.exp(np.array(each.mean, np.float64))
+        assert each.log_prob == pytest.approx(math.log(odds @ each.u / odds.sum()), abs=1e-6)
+    sure = {chooser.propose(tick(decision, flags=0), {}).action for decision in range(20)}
+    assert sure == {tuple(float(v == max(proposals[0].mean)) for v in proposals[0].mean)}
+
+
 def test_an_explored_action_is_the_squashed_u_within_the_limits() -> None:
     made = runner(log_std=[2.0, 2.0])
     actions = np.array([made.propose(tick(decision), {}).action for decision in range(100)])

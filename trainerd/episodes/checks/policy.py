@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from protocol.bundle import BundleError, Manifest, check_fit, unpack_bundle
+from protocol.distribution import distribution_of
 from protocol.spec import SpecError
 from protocol.transform import InputTransform
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 SUFFIX = ".bundle"
-LOG_2PI = math.log(2 * math.pi)
 OPEN_POLICIES = 8
 """Policies held in memory at once: neighbouring episodes share theirs."""
 
@@ -105,8 +104,8 @@ class Replay:
         """Ask the policies of a shelf."""
         self._shelf, self._robot, self._task = shelf, robot, task
         self._limits, self._findings = limits, findings
-        low, high = np.array([[e.low, e.high] for e in robot.action]).T
-        self._low, self._span = low, high - low
+        self._distribution = distribution_of(robot)
+        self._span = np.array([e.high - e.low for e in robot.action])
         self._held: tuple[int, Behaviour] | None = None
         self._policies: dict[str, StoredPolicy | str] = {}
 
@@ -116,6 +115,10 @@ class Replay:
         if behaviour is None:
             for check in ("policy.mean", "policy.log_prob", "policy.action"):
                 self._findings.skip(check, "no policy decided")
+            return
+        if behaviour.kind != self._distribution.kind:
+            what = f"behaviour is {behaviour.kind}, the robot's action space calls for {self._distribution.kind}"
+            self._findings.hold("policy.log_prob", step.seq, what, holds=False)
             return
         self._check_density(step.seq, behaviour)
         self._check_action(step, behaviour)
@@ -162,34 +165,29 @@ class Replay:
         self._findings.hold("policy.log_prob", step.seq, what, holds=holds)
 
     def _check_density(self, seq: int, behaviour: Behaviour) -> None:
-        log_prob = log_density(behaviour)
+        u, mean, log_std = (each.astype(np.float64) for each in (behaviour.u, behaviour.mean, behaviour.log_std))
+        log_prob = self._distribution.log_prob(u, mean, log_std)
         most = self._limits.log_prob_error * max(1.0, abs(log_prob))
         what = f"log_prob {behaviour.log_prob:.6f}, u has {log_prob:.6f} under mean and log_std"
         holds = abs(log_prob - behaviour.log_prob) <= most
         self._findings.hold("policy.log_prob", seq, what, holds=holds, computed=log_prob, recorded=behaviour.log_prob)
 
     def _check_action(self, step: Step, behaviour: Behaviour) -> None:
-        squashed = self._low + (np.tanh(behaviour.u.astype(np.float64)) + 1) * 0.5 * self._span
+        computed = self._distribution.action(behaviour.u.astype(np.float64))
         wanted = step.policy_action
         if wanted is None:  # in one process only what was applied is recorded
             if step.source != "policy":
                 self._findings.skip("policy.action", "the policy's own action is not recorded")
                 return
             wanted = step.action
-        off = np.abs(squashed - wanted) / self._span
+        off = np.abs(computed - wanted) / self._span
         index = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
-        what = f"{self._robot.action[index].name} {wanted[index]:.6f}, the recorded u gives {squashed[index]:.6f}"
+        what = f"{self._robot.action[index].name} {wanted[index]:.6f}, the recorded u gives {computed[index]:.6f}"
         holds = bool(off[index] <= self._limits.action_error)
         self._findings.hold(
-            "policy.action", step.seq, what, holds=holds, computed=squashed[index], recorded=wanted[index]
+            "policy.action", step.seq, what, holds=holds, computed=computed[index], recorded=wanted[index]
         )
         if step.purpose == "evaluation":
-            what = "an evaluation explores: u differs from the mean"
-            self._findings.hold("policy.action", step.seq, what, holds=np.array_equal(behaviour.u, behaviour.mean))
-
-
-def log_density(behaviour: Behaviour) -> float:
-    """Return log N(u; mean, exp(log_std)) in float64, without the Jacobian of tanh, as Behaviour defines it."""
-    log_std = behaviour.log_std.astype(np.float64)
-    scaled = (behaviour.u.astype(np.float64) - behaviour.mean) * np.exp(-log_std)
-    return float(-0.5 * (scaled @ scaled) - log_std.sum() - 0.5 * len(scaled) * LOG_2PI)
+            what = "an evaluation explores: u differs from the mode of the distribution"
+            holds = np.array_equal(behaviour.u, self._distribution.mode(behaviour.mean))
+            self._findings.hold("policy.action", step.seq, what, holds=holds)
