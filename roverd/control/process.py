@@ -1,8 +1,10 @@
 """The control process: it owns the clock and has the last word on every action.
 
 At t_k it asks the driving policy for a decision (every n-th tick); at exactly t_k + D it applies the best valid
-proposal after safety, and reports what it did. ``rate_hz = 0`` is lock-step: tick k is when observation k is there, and
-the proposal is waited for, so that a run is deterministic. Both modes share every line but the waiting.
+proposal after safety, and reports what it did. Where no proposal can come any more (every policy is gone or has said
+that it has nothing, or the time is up but for a millisecond) the safe action goes out at once: what stops the robot is
+never later than what drives it. ``rate_hz = 0`` is lock-step: tick k is when observation k is there, and the proposal
+is waited for, so that a run is deterministic. Both modes share every line but the waiting.
 
 Overrun: ticks whose time is past are skipped, never caught up, and leave a gap in the tick numbers. Between two ticks
 control goes on looking at the age of the newest observation, so that a robot whose roverd or camera hangs is stopped
@@ -42,6 +44,8 @@ LOCK_STEP_PATIENCE_S = 30.0
 """A policy that answers no tick for so long in lock-step counts as dead."""
 BEAT_NS = 20_000_000
 FOREVER_NS = 1 << 62
+MARGIN_NS = 1_000_000
+"""An answer that is not there so long before it is due is missed: what stops the robot then goes out at once."""
 OPEN_TRIES, OPEN_PAUSE_S = 10, 0.005
 
 
@@ -58,6 +62,7 @@ class Control:
         self._limits = safety.Limits.from_map(config["limits"])
         self._repeat = spec.action_repeat
         self._delay_ns = int(spec.action_delay_ms * 1e6)
+        self._margin_ns = min(MARGIN_NS, self._delay_ns // 10)
         self._find_sensors(spec, config)
         self._actuator = actuator.GuardedActuator(actuator.load(config, spec), self._tell_actuator)
         self._slots = PolicySlots(self._layout, is_clocked=self._rate_hz > 0, on_shadow=self._tell)
@@ -143,9 +148,13 @@ class Control:
         late_ns = time.monotonic_ns() - tick_ns
         repeated = not self._seen_is_new
         seen = self._begin_tick()
-        deadline_ns = tick_ns + self._delay_ns
+        due_ns = tick_ns + self._delay_ns
+        deadline_ns = due_ns - self._margin_ns
         asked = self._ask(seen, deadline_ns)
-        self._serve(deadline_ns)
+        if asked:
+            self._serve(deadline_ns, lambda: self._slots.is_hopeless)
+        if self._wheel is not None or (self._slots.has_answer if asked else self._held is not None):
+            self._serve(due_ns)
         self._finish_tick(seen, asked=asked, tick_ns=tick_ns, late_ns=late_ns, repeated=repeated)
 
     # -- one tick ---------------------------------------------------------------------------------------------------

@@ -112,6 +112,17 @@ class PolicySlots:
             return True
         return self._sockets[self.active] is None or not self._asked[self.active]
 
+    @property
+    def is_hopeless(self) -> bool:
+        """True when waiting longer cannot bring an action: nobody who may drive has one, or could still answer."""
+        return not any(self._may_have(slot) for slot in range(SLOTS))
+
+    def _may_have(self, slot: int) -> bool:
+        if self._sockets[slot] is None or not (slot == self.active or self.may_stand_in(slot)):
+            return False
+        answer = self._answers[slot]
+        return self._asked[slot] if answer is None else not answer.flags & wire.NOTHING
+
     def read(self, ready: list[socket.socket]) -> None:
         """Read one message of each socket that has one."""
         for slot, connection in enumerate(self._sockets):
@@ -140,6 +151,11 @@ class PolicySlots:
             self._answers[slot] = proposal
         elif slot == self.active:
             self.late += 1
+
+    @property
+    def has_answer(self) -> bool:
+        """True where somebody who may drive has an action."""
+        return self.chosen(self._asked_tick) is not None
 
     def close(self) -> None:
         """Say that the time to answer is over: what still comes is late."""

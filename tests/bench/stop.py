@@ -63,18 +63,18 @@ def measure_faults(stand, names, repetitions):
 
 def measure_standby(site, folder, repetitions):
     """Return, for a killed and a stopped policy process, after how many ms the standby's first answer was applied."""
-    stand = StandbyStand(site, folder)
+    stand = StandbyStand(site, folder, count=2 * repetitions + 2)
     moments = {}
     try:
         for _ in range(repetitions):
             for name, number in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
+                stand.advance()
                 stand.wait_ready()
                 time.sleep(1.0)
                 pid = stand.policy()
                 moments.setdefault(name, []).append(time.monotonic_ns())
                 os.kill(pid, number)
                 wait_until(lambda pid=pid: stand.policy() != pid, what="another policy process drives")
-        stand.wait_ready()
         stand.rover.stop()
         stood_in = [
             each["applied_ns"]

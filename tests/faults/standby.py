@@ -17,19 +17,28 @@ TIMING = {"control_rate_hz": RATE_HZ, "action_delay_ms": DELAY_MS}
 
 
 class StandbyStand(Stand):
-    """``first`` stands by, ``second`` drives; what breaks ``second`` lets ``first`` answer."""
+    """``first`` stands by, ``second`` drives; what breaks ``second`` lets ``first`` answer.
 
-    def __init__(self, site: Site, folder: Path, *, name: str = "standby") -> None:
+    A policy whose process died twice in a minute is refused: ``advance`` lets the next of ``count`` ones drive.
+    """
+
+    def __init__(self, site: Site, folder: Path, *, count: int = 2, name: str = "standby") -> None:
         paths = []
-        for index, content in enumerate(bundles(*specs("synthetic", "goal", TIMING), 2, encoder="column")):
+        for index, content in enumerate(bundles(*specs("synthetic", "goal", TIMING), count, encoder="column")):
             paths.append(folder / f"{name}-{index}.bundle")
             paths[-1].write_bytes(content)
         own = {"robot": "synthetic", "policy.shadow_ticks": 2, "policy.watch_ticks": 0}
         own |= {f"plugins.synthetic.{key}": value for key, value in TIMING.items()}
         super().__init__(site, own, "--policy", str(paths[0]), name=name)
         driving(self.rover)
-        self.first = self.driving_id()
-        answer = self.rover.ctl("policy", "install", str(paths[1]), "--now")
+        self.second = self.driving_id()
+        self._waiting = iter(paths[1:])
+        self.advance()
+
+    def advance(self) -> None:
+        """Let a policy drive that never did."""
+        self.first = self.second
+        answer = self.rover.ctl("policy", "install", str(next(self._waiting)), "--now")
         assert answer.status == 0, answer.err
         wait_until(lambda: self.driving_id() not in {"", self.first}, what="the second policy drives")
         self.second = self.driving_id()

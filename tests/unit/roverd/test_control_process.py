@@ -15,6 +15,7 @@ import pytest
 
 from protocol.step import SOURCES, Intervention
 from roverd.control import wire
+from roverd.control.process import MARGIN_NS
 from roverd.control.ring import RingWriter
 from tests.unit.protocol.samples import DEPTH, ROBOT
 
@@ -325,6 +326,7 @@ def test_on_a_clock_a_late_proposal_is_never_applied() -> None:
 
 RATE_HZ = 40.0
 PERIOD_NS = round(1e9 / RATE_HZ)
+DELAY_NS = int(ROBOT.action_delay_ms * 1e6)
 
 
 @pytest.fixture
@@ -369,6 +371,24 @@ def test_without_any_answer_the_robot_stands(clocked: Rig) -> None:
     driven(clocked, A, B, wire.RESET)
     applied = driven(clocked, None, None)
     assert (applied.action, applied.interventions) == (ZERO, Intervention.MISSED)
+
+
+def test_where_nobody_can_have_an_action_the_robot_is_stopped_before_one_would_be_due(clocked: Rig) -> None:
+    driven(clocked, A, B, wire.RESET)
+    look(clocked, wire.DECIDE)
+    for policy in (clocked.policy, clocked.standby):
+        clocked.answer(clocked.asked(policy).tick, ZERO, flags=wire.NOTHING, policy=policy)
+    applied = clocked.applied()
+    assert (applied.action, applied.interventions) == (ZERO, Intervention.MISSED)
+    assert applied.applied_ns - applied.tick_ns < DELAY_NS - MARGIN_NS
+
+
+def test_an_action_goes_out_when_it_is_due_and_its_absence_is_noticed_before(clocked: Rig) -> None:
+    driven(clocked, A, B, wire.RESET)
+    in_time, absent = driven(clocked, A, None), driven(clocked, None, None)
+    assert (in_time.action, absent.action) == (A, ZERO)
+    assert in_time.applied_ns - in_time.tick_ns >= DELAY_NS
+    assert absent.applied_ns - absent.tick_ns >= DELAY_NS - MARGIN_NS
 
 
 def test_a_standby_that_only_shadows_is_reported_and_never_applied(clocked: Rig) -> None:
