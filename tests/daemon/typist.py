@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 OWN_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
-"""Makes stdin the controlling terminal, so that Ctrl-C and hanging up reach the command."""
+"""Makes stdin the controlling terminal, so that Ctrl-C and hanging up reach the command; tests in the background of a
+shell, which ignore Ctrl-C, must not hand that down."""
 SHELL = (
     "import fcntl, os, signal, subprocess, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "signal.signal(signal.SIGTTOU, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "front = lambda: (os.setpgrp(), os.tcsetpgrp(0, os.getpgrp())); "
     "sys.exit(subprocess.run([sys.executable, *sys.argv[1:]], preexec_fn=front).returncode)"
 )
