@@ -109,6 +109,8 @@ class RobotPlugin:
     name: str
     settings: type[Any]
     create: Callable[[Any], Robot]
+    argument: str = ""
+    """The option that a text after a colon sets (``--robot gym:CartPole-v1``); empty where there is none."""
 
 
 @dataclass(frozen=True)

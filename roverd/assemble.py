@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plugins.manager import PluginManager
-from plugins.rewards import DRIVE_WEIGHTS, GOAL_WEIGHTS
+from plugins.rewards import DRIVE_WEIGHTS, ENVIRONMENT_WEIGHTS, GOAL_WEIGHTS
 from protocol import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from protocol.bundle import BundleError
 from protocol.errors import RoverError
@@ -49,7 +49,7 @@ from roverd.wheel import Wheel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from plugins.contracts import Task
+    from plugins.contracts import RobotPlugin, Task
     from plugins.guard import Guard
     from protocol.node.liveness import Pulse
     from protocol.spec import RobotSpec, TaskSpec
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 LEAST_WALL_NS = 1_600_000_000 * 10**9
 """A wall clock that shows less (2020) was never set: a board without a battery begins in 1970."""
-TASK_WEIGHTS = {"goal": GOAL_WEIGHTS, "drive": DRIVE_WEIGHTS}
+TASK_WEIGHTS = {"goal": GOAL_WEIGHTS, "drive": DRIVE_WEIGHTS, "environment": ENVIRONMENT_WEIGHTS}
 
 
 class AssemblyError(RoverError):
@@ -111,9 +111,8 @@ async def make_parts(settings: Settings, *, boot_id: str, boot: int) -> Parts:
     plugins = PluginManager(groups=("robots", "actuators", "tasks", "rewards", "controllers"))
     known = [*plugins.names("robots"), *plugins.names("actuators"), *plugins.names("tasks")]
     check_plugin_tables(settings.plugins, known, "no plugin of that name has options")
-    robot_plugin, task_plugin = plugins.robot(settings.robot), plugins.task(settings.task)
-    robot_settings = _table(robot_plugin.settings, settings, settings.robot)
-    robot = robot_plugin.create(robot_settings)
+    robot_plugin, task_plugin = plugins.robot(settings.robot_name), plugins.task(settings.task)
+    robot = robot_plugin.create(robot_settings(robot_plugin, settings))
     task = task_plugin.create(_table(task_plugin.settings, settings, settings.task), robot.spec, settings.seed)
     check_clock(settings, robot.spec)
     _check_actuator(settings, plugins)
@@ -385,6 +384,22 @@ def _install(settings: Settings, store: PolicyStore, policies: Policies) -> None
 
 def _table(kind: type[Any], settings: Settings, name: str) -> Any:
     return validate_table(kind, settings.plugins.get(name, {}), f"[plugins.{name}]")
+
+
+def robot_settings(plugin: RobotPlugin, settings: Settings) -> Any:
+    """Return the settings of the robot, of its table and of what stands after the colon of its name.
+
+    Raises:
+        AssemblyError: the robot takes nothing after a colon.
+        ConfigError: the table is wrong.
+
+    """
+    table = dict(settings.plugins.get(plugin.name, {}))
+    if settings.robot_argument:
+        if not plugin.argument:
+            raise AssemblyError(f"robot {settings.robot}: {plugin.name} takes nothing after a colon")
+        table[plugin.argument] = settings.robot_argument
+    return validate_table(plugin.settings, table, f"[plugins.{plugin.name}]")
 
 
 def _guarded(plugins: PluginManager, name: str, settings: Settings) -> Any:

@@ -32,6 +32,7 @@ def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
         ("--state-dir", "state_dir", "DIR"),
         ("--control-socket", "control_socket", "PATH"),
         ("--policy", "policy.file", "FILE"),
+        ("--robot", "robot", "NAME[:WHAT]"),
         ("--task", "task", "NAME"),
         ("--seed", "seed", "N"),
         ("--rate", "control.rate_hz", "HZ"),
@@ -41,7 +42,8 @@ def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
         parser.add_argument(flag, dest=option, metavar=metavar, help=f"same as --set {option}={metavar}")
     parsed = parser.parse_args(arguments)
     given = [f"{k}={v}" for k, v in vars(parsed).items() if k not in {"config", "profile", "overrides"} and v]
-    layers = [Layer(f"profile {parsed.profile}", PROFILES[parsed.profile])] if parsed.profile else []
+    profile = parsed.profile or _profile_of(parsed.robot or "")
+    layers = [Layer(f"profile {profile}", PROFILES[profile])] if profile else []
     return load(
         Settings,
         layers=layers,
@@ -50,3 +52,9 @@ def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
         environ=os.environ,
         overrides=[*parsed.overrides, *given],
     )
+
+
+def _profile_of(robot: str) -> str:
+    """Return the profile that a robot named on the command line brings along: the one of its own name."""
+    name = robot.partition(":")[0]
+    return name if name in PROFILES else ""

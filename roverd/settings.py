@@ -229,7 +229,9 @@ class Settings:
     rover_id: str = option("rover-1", help="name of this rover, unique at its trainer", pattern=NAME)
     state_dir: Path = option(Path("roverd-state"), help="folder of keys, policies, the spool and counters")
     control_socket: Path = option(Path("/run/roverd/control.sock"), help="Unix socket of roverctl")
-    robot: str = option("sim", help="robot plugin")
+    robot: str = option(
+        "sim", help="robot plugin; some take what they are after a colon, as in gym:CartPole-v1", pattern=r"[^:]+(:.+)?"
+    )
     actuator: str = option("", help="actuator plugin that control commands; empty: the robot's own simulation")
     task: str = option("goal", help="task plugin")
     seed: int = option(0, help="seed of arenas and exploration", low=0, high=2**63 - 1)
@@ -245,3 +247,13 @@ class Settings:
     reward: RewardSettings = field(default_factory=RewardSettings)
     selfcheck: SelfCheckSettings = field(default_factory=SelfCheckSettings)
     plugins: dict[str, Any] = option(dict, help="settings of plugins, one table each, such as [plugins.sim]")
+
+    @property
+    def robot_name(self) -> str:
+        """Name of the robot plugin."""
+        return self.robot.partition(":")[0]
+
+    @property
+    def robot_argument(self) -> str:
+        """What stands after the colon, empty without one."""
+        return self.robot.partition(":")[2]

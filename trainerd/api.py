@@ -106,6 +106,7 @@ class Api:
             "decisions": learner.decisions if learner else 0,
             "decision_budget": settings.train.decisions,
             "last_update": training.last_update,
+            "refused": list(training.refused),
             "checkpoint": {
                 "latest": training.latest_checkpoint or None,
                 "update": int(training.latest_checkpoint.rpartition("_")[2]) if training.latest_checkpoint else None,

@@ -20,8 +20,8 @@ class Design:
 
     def __init__(self, settings: Settings, plugins: PluginManager) -> None:
         """Choose encoder and device; raises RoverError where the plugin, its settings or the device cannot be had."""
-        self._wanted_device = settings.device
-        if settings.device.startswith("cuda"):
+        self._wanted_device = settings.devices[0] if settings.devices else settings.device
+        if self._wanted_device.startswith("cuda"):
             _ = self.device
         self._encoder = plugins.encoder(settings.network.encoder)
         table = settings.plugins.get(self._encoder.name, {})
@@ -38,6 +38,11 @@ class Design:
     def may_be_gpu(self) -> bool:
         """True unless the CPU was asked for or this machine has no device file of a GPU (NVIDIA's or AMD's)."""
         return self._wanted_device != "cpu" and (Path("/dev/kfd").exists() or any(Path("/dev").glob("nvidia[0-9]*")))
+
+    @property
+    def encoder(self) -> tuple[str, dict[str, Any]]:
+        """Name and settings of the encoder plugin, for another process to make the same one."""
+        return self._encoder.name, dict(vars(self._settings))
 
     def transform(self, robot: RobotSpec, task: TaskSpec) -> InputTransform:
         """Return what the network sees of a robot; raises SpecError where the encoder cannot read its cameras."""

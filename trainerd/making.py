@@ -16,6 +16,7 @@ from protocol.errors import RoverError
 from protocol.node.log import get_logger
 from trainerd.learning import checkpoint
 from trainerd.learning.learner import Learner
+from trainerd.learning.ranks import Plan, Ranks
 from trainerd.learning.rollout import Rollouts
 from trainerd.learning.worker import Callbacks, Worker
 from trainerd.release.export import Exporter
@@ -95,6 +96,7 @@ def make_parts(
         seed=settings.seed,
         budget_decisions=settings.train.budget,
         device=design.device,
+        ranks=_ranks(settings, design),
     )
     resumed = "" if settings.train.fresh else _resume(settings, learner)
     rollouts = Rollouts(robot, task, transform, settings.ppo.rollout)
@@ -111,6 +113,12 @@ def make_parts(
         threads=settings.threads or torch.get_num_threads(),
     )
     return Parts(learner, rollouts, worker, pipeline, resumed)
+
+
+def _ranks(settings: Settings, design: Design) -> Ranks | None:
+    if len(settings.devices) < 2:
+        return None
+    return Ranks(Plan(settings.devices, *design.encoder, threads=settings.threads or 1))
 
 
 def _resume(settings: Settings, learner: Learner) -> str:

@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str] | None = None) -> Loaded[Settings]:
     parser = argparse.ArgumentParser(prog="trainerd", description="Learn from rovers, and send them what was learned.")
     parser.add_argument("--version", action="version", version=f"trainerd {importlib.metadata.version('roverloop')}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
-    parser.add_argument("--profile", default="default", metavar="NAME", help=f"one of {', '.join(PROFILES)}")
+    parser.add_argument("--profile", default="default", metavar="NAME", help=f"one of {', '.join(PROFILES)}, gym:ID")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one option, like ppo.gamma=0.9"
     )

@@ -72,6 +72,11 @@ class Settings:
     control_socket: Path | None = option(None, help="path of the control socket; none: control.sock in state_dir")
     seed: int = option(0, help="seed of the learner", low=0)
     device: str = option("auto", help="torch device: auto, cpu, cuda or cuda:1", pattern=r"auto|cpu|cuda(:\d+)?")
+    devices: tuple[str, ...] = option(
+        (),
+        help="devices that share each update, such as cuda:0,cuda:1, or cpu,cpu; empty: the one of device",
+        pattern=r"cpu|cuda:\d+",
+    )
     cpus: tuple[int, ...] = option((), help="processor cores to run on, such as 4,5,6,7; empty: all", low=0)
     threads: int = option(0, help="torch threads on the CPU; 0: as torch chooses", low=0)
     log_level: str = option("info", help="least severe level that is logged", choices=LEVELS)

@@ -107,6 +107,8 @@ class Training:
         self._specified = specified
         self._golden: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
         self._saved: list[Future[Path]] = []
+        self._ranks_lost = 0
+        self._behaviour_limit = settings.ppo.behaviour_limit
 
     @property
     def pulses(self) -> list[Pulse]:
@@ -233,6 +235,12 @@ class Training:
     def causes(self) -> list[str]:
         """Say what is wrong with learning, for the health in the status."""
         causes = [f"training refuses the signal: {', '.join(self.refused)}"] if self.refused else []
+        metrics = self.last_update.get("metrics", {})
+        if "behaviour" in self.refused:
+            gap = f"KL {metrics['behaviour_kl']:.2g} of its means, ppo.behaviour_limit allows {self._behaviour_limit:g}"
+            causes.append(f"the policy acts otherwise on the robot than it was trained ({gap}); see its runtime")
+        if metrics.get("rolled_back"):
+            causes.append("the last update was taken back: loss or gradient not finite; lower ppo.learning_rate")
         if self.checkpoint_error:
             causes.append(self.checkpoint_error)
         if self.parts is not None and self.parts.pipeline.last_error:
@@ -261,7 +269,7 @@ class Training:
         from trainerd.making import make_parts  # noqa: PLC0415
 
         callbacks = Callbacks(
-            on_ready=lambda seconds: log.info("learner.warmed", seconds=round(seconds, 3)),
+            on_ready=self._on_ready,
             on_update=self._on_update,
             on_checkpoint=self._on_checkpoint,
             on_error=self._on_checkpoint_error,
@@ -306,6 +314,14 @@ class Training:
             await worker
         await asyncio.to_thread(parts.pipeline.stop)
 
+    def _on_ready(self, seconds: float) -> None:
+        from trainerd.learning.autotune import table  # noqa: PLC0415 - torch is there by now
+
+        trials = table(self.parts.learner.trials) if self.parts is not None else []
+        if trials:
+            log.info("learner.tuned", trials=trials)
+        log.info("learner.warmed", seconds=round(seconds, 3))
+
     def _on_update(self, result: UpdateResult, snapshot: dict[str, npt.NDArray[np.float32]]) -> None:
         finished_s = time.monotonic()
         self.refused = result.refused
@@ -313,6 +329,7 @@ class Training:
         self.last_update = {**facts, "policy_counter": result.policy_counter, "metrics": result.metrics}
         rounded = {key: round(value, 5) for key, value in result.metrics.items()}
         log.info("update.finished", **facts, refused=list(result.refused), episodes=len(result.returns), **rounded)
+        self._tell_trouble(result)
         self._metrics.update(result.metrics, step=result.decisions)
         self._settle(result.steps, result.fate)
         self._tell_update(result, finished_s)
@@ -323,6 +340,20 @@ class Training:
             self._enter(FINISHED)
             if self.parts is not None:
                 self.parts.worker.request_checkpoint()
+
+    def _tell_trouble(self, result: UpdateResult) -> None:
+        if result.metrics.get("rolled_back"):
+            hint = "weights and optimiser are those before the update; lower ppo.learning_rate, look at the rewards"
+            log.error("update.rolled_back", update=result.update, decisions=result.decisions, hint=hint)
+        if result.metrics.get("minibatches_halved") and self.parts is not None:
+            hint = "the gradient is the same, in more pieces; set ppo.micro_batch to begin with as few"
+            log.warning("learner.out_of_memory", rows=self.parts.learner.inputs.rows_limit, hint=hint)
+
+        lost = int(result.metrics.get("ranks_lost", 0))
+        if lost > self._ranks_lost:
+            hint = "the update was repeated without it; it is started anew; see its last words above"
+            log.warning("learner.rank_lost", lost=lost, hint=hint)
+        self._ranks_lost = max(lost, self._ranks_lost)
 
     def _settle(self, steps: Mapping[str, int], fate: str) -> None:
         self._post(partial(self._collection.settle, steps, fate))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 def _convolution(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2), nn.ReLU()]
+    # A convolution's gradient needs its input, not its output: in place saves a copy of the largest maps.
+    return [nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2), nn.ReLU(inplace=True)]
 
 
 def colour_branch() -> nn.Sequential:
@@ -27,6 +28,8 @@ class Convolutional(nn.Module):
     """
 
     out_features = 128
+    channels_last = True
+    """A learner on a CPU gathers images in this layout."""
 
     def __init__(self, branches: list[nn.Sequential], channels: list[int], widths: list[int]) -> None:
         """Join branches that take ``channels`` input planes each and give ``widths`` feature maps each."""

@@ -8,3 +8,6 @@ GOAL_WEIGHTS = {"progress": 0.2, "success": 1.0, "collision": -0.8, "tick_cost":
 
 DRIVE_WEIGHTS = {"linear_velocity": 2.0, "angular_velocity": -0.5, "obstacle_proximity": -5.0, "tick_cost": -0.01}
 """The four-term reward of plain driving. It rewards laps for ever: use it with the drive task, not to reach a goal."""
+
+ENVIRONMENT_WEIGHTS = {"environment": 1.0}
+"""The environment task's default: what the environment itself says."""

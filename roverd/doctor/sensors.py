@@ -78,7 +78,8 @@ def state(spec: RobotSpec, found: Mapping[str, Any]) -> Iterator[Check]:
     wrong = []
     for element in spec.state:
         value = found.get(element.name)
-        if isinstance(value, int | float) and not element.low <= value <= element.high:
+        has_range = element.low < element.high
+        if has_range and isinstance(value, int | float) and not element.low <= value <= element.high:
             wrong.append(f"{element.name} {value:g} {element.unit} ({element.low:g} to {element.high:g})")
     hint = "a sensor's scale, unit or sign is wrong: roverctl selfcheck names it"
     yield judge(

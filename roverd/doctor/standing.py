@@ -128,7 +128,7 @@ def _link(settings: Settings) -> Iterator[Check]:
 def _plugins(settings: Settings) -> Iterator[Check]:
     """Judge whether the plugins that the settings name can be loaded; none is made."""
     plugins = PluginManager(groups=GROUPS)
-    wanted = [(plugins.robot, "robot", settings.robot), (plugins.task, "task", settings.task)]
+    wanted = [(plugins.robot, "robot", settings.robot_name), (plugins.task, "task", settings.task)]
     faults = [fault for find, kind, name in wanted if (fault := _fault(find, kind, name))]
     if settings.actuator and (fault := _fault(plugins.actuator, "actuator", settings.actuator)):
         faults.append(fault)

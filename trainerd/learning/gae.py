@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from trainerd.compiled import njit
+
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
@@ -29,21 +31,26 @@ def gae(reward: FloatArray, value: FloatArray, successor: IntArray, *, gamma: fl
     Raises:
         ValueError: a successor is no later row, or lies beyond the values.
 
-    Source: Schulman et al. 2016, eq. 16, one recursion a segment. Python lists are 170 times faster here than tensors.
+    Source: Schulman et al. 2016, eq. 16, one recursion a segment, in float64.
 
     """
-    rows = len(reward)
-    if np.any((successor != TERMINATED) & ((successor <= np.arange(rows)) | (successor >= len(value)))):
-        row = int(np.argmax((successor != TERMINATED) & ((successor <= np.arange(rows)) | (successor >= len(value)))))
+    is_wrong = (successor != TERMINATED) & ((successor <= np.arange(len(reward))) | (successor >= len(value)))
+    if is_wrong.any():
+        row = int(np.argmax(is_wrong))
         raise ValueError(f"row {row}: successor {int(successor[row])} is neither later nor one of {len(value)} values")
-    rewards, values, following = reward.tolist(), value.tolist(), successor.tolist()
-    advantage = [0.0] * (len(values))
-    decay = gamma * lam
+    return _advantages(reward, value, successor, gamma, gamma * lam)
+
+
+@njit
+def _advantages(reward: FloatArray, value: FloatArray, successor: IntArray, gamma: float, decay: float) -> FloatArray:
+    rows = len(reward)
+    # Places from T on are never written, so the recursion stops at a final observation.
+    advantage = np.zeros(len(value), np.float64)
     for row in range(rows - 1, -1, -1):
-        then = following[row]
+        then = successor[row]
+        own = np.float64(value[row])
         if then == TERMINATED:
-            advantage[row] = rewards[row] - values[row]
+            advantage[row] = np.float64(reward[row]) - own
         else:
-            # Places from T on are never written, so the recursion stops at a final observation.
-            advantage[row] = rewards[row] + gamma * values[then] - values[row] + decay * advantage[then]
-    return np.array(advantage[:rows], np.float32)
+            advantage[row] = np.float64(reward[row]) + gamma * np.float64(value[then]) - own + decay * advantage[then]
+    return advantage[:rows].astype(np.float32)

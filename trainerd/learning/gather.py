@@ -1,7 +1,8 @@
 """Fetch scattered rows of a rollout as network input, fast on one CPU core.
 
-``images`` equals ``protocol.transform.InputTransform.image`` bit for bit. ``patches`` goes on in the same pass: it
-applies the per-pixel normaliser, cuts patches and rounds to bfloat16, while a frame is still in the cache.
+``images`` equals ``protocol.transform.InputTransform.image`` bit for bit. ``normalised`` and ``patches`` go on in the
+same pass: they apply the per-pixel normaliser, round to bfloat16, and put channels last or cut patches, while a frame
+is still in the cache.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Gather:
         self.transform = transform
         self._planes = [(p.camera, p.kind, p.channels) for p in transform.planes]
         self._frame = np.empty((transform.channels, transform.height, transform.width), np.float32)
+        self._normal = np.empty((0, 0, 0), np.float32)
+        self._halves = np.empty((0, 0, 0), np.uint16)
         self._rooms: dict[bool, Pixels] = {}
         self._centre = np.array([e.centre for e in transform.elements], np.float32)
         self._gain = np.array(
@@ -54,6 +57,21 @@ class Gather:
         """Return float32[B, n] of the given rows, as ``InputTransform.vector`` gives."""
         raw = np.concatenate((rollout.state[rows], rollout.task[rows], rollout.in_flight[rows]), axis=1)
         return np.asarray(np.clip((raw - self._centre) * self._gain, -CLIP, CLIP), np.float32)
+
+    def normalised(self, rollout: Rollout, rows: IntArray, mean: FloatArray, gain: FloatArray, *, half: bool) -> Pixels:
+        """Return normalised images [B, H, W, C], channels last; arguments and memory as those of ``patches``."""
+        channels, height, width = self._frame.shape
+        if self._normal.shape != self._frame.shape:
+            self._normal = np.empty(self._frame.shape, np.float32)
+            self._halves = np.empty(self._frame.shape, np.uint16)
+        out = self._room((len(rows), height, width, channels), half=half)
+        desk = (self._frame, mean, gain, self._normal, self._normal.view(np.uint32), self._halves, half)
+        source = self._halves if half else self._normal
+        place = 0
+        for camera, kind, count in self._planes:
+            _NORMALISED[kind](rollout.images[camera], rows, desk, source, out, place)
+            place += count
+        return out
 
     def patches(self, rollout: Rollout, rows: IntArray, mean: FloatArray, gain: FloatArray, *, half: bool) -> Pixels:
         """Return normalised 4x4 patches [B, H // 4, W // 4, C * 4 * 4], features ordered as a convolution's weights.
@@ -182,6 +200,43 @@ def _finish(desk: Desk, words: Pixels, out: Pixels, place: int, channels: int) -
 
 
 @njit
+def _interleave(desk: Desk, source: Pixels, out: Pixels, place: int, channels: int) -> None:
+    """Normalise ``channels`` planes from ``place`` on, round them, and move them to the last axis."""
+    planes, mean, gain, normal, bits, halves, is_half = desk
+    for c in range(place, place + channels):
+        _normalise(planes, mean, gain, normal, c)
+        if is_half:
+            _round(bits, halves, c)
+        for y in range(source.shape[1]):
+            row, target = source[c, y], out[y]
+            for x in range(row.size):
+                target[x, c] = row[x]
+
+
+@njit
+def _rgb_normalised(source: Pixels, rows: IntArray, desk: Desk, planes: Pixels, out: Pixels, place: int) -> None:
+    for b in range(rows.shape[0]):
+        _rgb(source[rows[b]], desk[0], place)
+        _interleave(desk, planes, out[b], place, 3)
+
+
+@njit
+def _gray_normalised(source: Pixels, rows: IntArray, desk: Desk, planes: Pixels, out: Pixels, place: int) -> None:
+    for b in range(rows.shape[0]):
+        _gray(source[rows[b]], desk[0], place)
+        _interleave(desk, planes, out[b], place, 1)
+
+
+@njit
+def _inverse_depth_normalised(
+    source: Pixels, rows: IntArray, desk: Desk, planes: Pixels, out: Pixels, place: int
+) -> None:
+    for b in range(rows.shape[0]):
+        _inverse_depth(source[rows[b]], desk[0], place)
+        _interleave(desk, planes, out[b], place, 1)
+
+
+@njit
 def _rgb_patches(source: Pixels, rows: IntArray, desk: Desk, words: Pixels, out: Pixels, place: int) -> None:
     for b in range(rows.shape[0]):
         _rgb(source[rows[b]], desk[0], place)
@@ -203,4 +258,5 @@ def _inverse_depth_patches(source: Pixels, rows: IntArray, desk: Desk, words: Pi
 
 
 _IMAGES = {"rgb": _rgb_images, "gray": _gray_images, "inverse_depth": _inverse_depth_images}
+_NORMALISED = {"rgb": _rgb_normalised, "gray": _gray_normalised, "inverse_depth": _inverse_depth_normalised}
 _PATCHES = {"rgb": _rgb_patches, "gray": _gray_patches, "inverse_depth": _inverse_depth_patches}

@@ -10,7 +10,6 @@ import argparse
 import itertools
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +27,14 @@ from plugins.robots.sim.settings import SimSettings
 from plugins.tasks.goal import GoalSettings, GoalTask
 from protocol.transform import InputTransform
 from trainerd.learning.assembler import Assembler
-from trainerd.learning.drive import FrozenPolicy, Rover, explore, success_rate
+from trainerd.learning.drive import FrozenPolicy, Rover, success_rate
 from trainerd.learning.learner import Learner
+from trainerd.learning.loop import Run, train
 from trainerd.learning.rollout import Rollouts
 from trainerd.learning.settings import DEMO, NetworkSettings, PpoSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from trainerd.learning.rollout import Rollout
+    from collections.abc import Iterator
 
 REPORT_SEED = 1_000_000
 """First arena seed of reported figures; training stays below."""
@@ -50,20 +48,6 @@ REWARDS = {
     "tick_cost": (tick_cost, -0.002),
 }
 """1 a metre, 5 success, -4 collision, -0.01 a tick, all times 0.2."""
-
-
-@dataclass
-class Run:
-    """Everything of one run."""
-
-    learner: Learner
-    rollouts: Rollouts
-    assembler: Assembler
-    rovers: list[Rover]
-    newest: FrozenPolicy
-    policies: list[FrozenPolicy]
-    rng: np.random.Generator
-    delayed_swap: bool
 
 
 def make_rover(name: str, arena_seeds: Iterator[int]) -> Rover:
@@ -93,45 +77,6 @@ def make_run(*, seed: int, decisions: int, rovers: int = 1, delayed_swap: bool =
     assembler = Assembler(pool, staleness_limit=settings.staleness_limit)
     newest = FrozenPolicy.of(learner)
     return Run(learner, pool, assembler, lanes, newest, [newest] * rovers, np.random.default_rng(seed), delayed_swap)
-
-
-def advance(run: Run) -> Iterator[dict[str, float]]:
-    """Take one decision of every rover and learn from what filled; gives the metrics of each update.
-
-    With ``delayed_swap`` a rover takes a new policy only between two episodes, as a real one does.
-    """
-    for index, rover in enumerate(run.rovers):
-        if rover.is_fresh or not run.delayed_swap:
-            run.policies[index] = run.newest
-    for records in explore(run.rovers, run.policies, run.rng):
-        for record in records:
-            if not run.assembler.add(record):
-                raise RuntimeError("in-process run: a rollout was not given back")
-            filled = run.assembler.take_filled()
-            if filled is not None:
-                yield learn(run, filled)
-
-
-def learn(run: Run, rollout: Rollout) -> dict[str, float]:
-    """Run one update to its end."""
-    steps = run.learner.update(rollout)
-    try:
-        while True:
-            next(steps)
-    except StopIteration as stop:
-        result = stop.value
-    run.rollouts.release(rollout)
-    run.assembler.settle(result.steps, result.fate)
-    run.assembler.policy_counter = result.policy_counter
-    run.newest = FrozenPolicy.of(run.learner)
-    return {**result.metrics, "update": result.update, "decisions": result.decisions, "successes": result.successes}
-
-
-def train(run: Run, decisions: int, report: Callable[[int, dict[str, float]], None]) -> None:
-    """Drive and learn until so many decisions came to the learner; ``report`` hears of every update."""
-    while run.learner.decisions < decisions:
-        for metrics in advance(run):
-            report(run.learner.decisions, metrics)
 
 
 def evaluate(learner: Learner, episodes: int, first_seed: int) -> float:

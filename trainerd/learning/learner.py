@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from protocol.errors import RoverError
 from protocol.ranges import Ranges
 from protocol.spec import canonical_hash
-from trainerd.learning.distributions import log_prob
-from trainerd.learning.inputs import Inputs
+from trainerd.learning.autotune import Trial, chosen, prepare, set_layout, tune
+from trainerd.learning.distributions import distribution_of
+from trainerd.learning.gae import TERMINATED, gae
+from trainerd.learning.inputs import Inputs, Way
 from trainerd.learning.networks import PolicyNetwork
-from trainerd.learning.ppo import ppo_update
+from trainerd.learning.normalisers import RunningMoments, discounted_returns
+from trainerd.learning.ppo import ALONE, ExchangeError, copies, ppo_update, restore
 from trainerd.learning.rollout import Rollout
 from trainerd.learning.settings import adapt, kl_target_at, learning_rate_at, std_at
 
@@ -29,12 +32,16 @@ if TYPE_CHECKING:
     from protocol.spec import RobotSpec, TaskSpec
     from protocol.transform import InputTransform
     from trainerd.learning.assembler import Marks
+    from trainerd.learning.ppo import Exchange
+    from trainerd.learning.ranks import Ranks
     from trainerd.learning.settings import NetworkSettings, PpoSettings
 
 FloatArray = npt.NDArray[np.float32]
 
 REMEMBERED_POLICIES = 4
 GAP_ROWS = 64
+FREE_SETTINGS = ("micro_batch",)
+"""Settings of PPO that may change between a checkpoint and the run that goes on from it."""
 
 
 class LearnerError(RoverError):
@@ -104,11 +111,12 @@ class Learner:
         seed: int,
         budget_decisions: int,
         device: str = "cpu",
+        ranks: Ranks | None = None,
     ) -> None:
         """Make an untrained learner.
 
         ``build_encoder`` is an encoder plugin's ``build`` with its settings bound. Schedules reach their end after
-        ``budget_decisions``.
+        ``budget_decisions``. ``ranks`` share the work of each update; ``warm_up`` starts them, ``close`` ends them.
         """
         self.robot, self.task, self.transform = robot, task, transform
         self.network_settings, self.ppo_settings = network, ppo
@@ -117,14 +125,33 @@ class Learner:
         self.updates = self.policy_counter = self.decisions = 0
         self.is_fitted = network.normaliser_frames == 0 or not transform.planes
         self.learning_rate = ppo.learning_rate
+        self.distribution = distribution_of(robot)
         shape = (transform.channels, transform.height, transform.width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = PolicyNetwork(build_encoder(shape), shape, transform.size, len(robot.action), network)
+            self.network = PolicyNetwork(
+                build_encoder(shape),
+                shape,
+                transform.size,
+                len(robot.action),
+                network,
+                has_std=self.distribution.has_std,
+            )
         self.network.to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=ppo.learning_rate, eps=ppo.adam_eps, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.inputs = Inputs(transform, self.device, ppo.autocast)
+        self.ranks = ranks
+        self.trials: list[Trial] = []
+        """What the autotune of this process tried; empty where the settings or a checkpoint say how to compute."""
+        self._is_tuned = ppo.autocast != "auto" or not transform.planes
+        prepare(self.device)
+        self._statistics: dict[str, RunningMoments] = {}
+        """Of the vector input and of discounted returns, where they are normalised."""
+        if network.normalise_vector:
+            self._statistics["vector"] = RunningMoments(transform.size)
+        if ppo.normalise_reward:
+            self._statistics["return"] = RunningMoments(1)
         self.marks: Marks = {}
         """Records that are behind this learner, by (rover_id, boot_id): not to be fed to it again."""
         self._remembered: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
@@ -147,7 +174,7 @@ class Learner:
         return canonical_hash(
             {
                 "network": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.network_settings).items()},
-                "ppo": vars(self.ppo_settings),
+                "ppo": {k: v for k, v in vars(self.ppo_settings).items() if k not in FREE_SETTINGS},
                 "robot": self.robot.hash,
                 "task": self.task.hash,
                 "transform": self.transform.hash,
@@ -156,13 +183,37 @@ class Learner:
 
     def warm_up(self) -> None:
         """Compile and load everything that the first update needs, seconds that belong before ``ready``."""
+        if self.ranks is not None:
+            self.ranks.start(self)
         rollout = Rollout.allocate(self.robot, self.task, self.transform, 1)
         rollout.rows = 1
         self.inputs.load(rollout, self.network)
         self.inputs.gather.images(rollout, np.arange(1))
+        nothing, end = np.zeros(1, np.float32), np.array([TERMINATED])
+        gae(nothing, nothing, end, gamma=0.0, lam=0.0)
+        discounted_returns(nothing, end, 0.0)
         with torch.no_grad():
             for precise in (True, False):
                 self.inputs.features(self.network, np.arange(1), precise=precise)
+        self._choose_way()
+
+    def use(self, way: Way) -> None:
+        """Compute the encoder in this way from now on."""
+        set_layout(self.network, way)
+        for parameter, moments in self.optimizer.state.items():
+            moments.update({k: _laid_out(v, parameter) for k, v in moments.items()})
+        self.inputs.use(way)
+
+    def _choose_way(self) -> None:
+        if not self._is_tuned:
+            self.trials = tune(self)
+            self.use(chosen(self.trials))
+            self._is_tuned = True
+
+    def close(self) -> None:
+        """End what was started for it."""
+        if self.ranks is not None:
+            self.ranks.close()
 
     def fit_normaliser(self, rollout: Rollout) -> None:
         """Fit the per-pixel normaliser to the rollout's first frames, and freeze it."""
@@ -183,23 +234,32 @@ class Learner:
         """Learn from a rollout; yields after each minibatch and returns what came of it (``StopIteration.value``).
 
         The first frames only fit the normaliser: a rollout that holds no more than those is not trained on. A rollout
-        with alarms (a reward that never changes) is refused unless the settings allow it.
+        with alarms (a reward that never changes) is refused unless the settings allow it; so is one whose policy acted
+        otherwise on the robot than it does here.
         """
         began = time.perf_counter()
+        self._choose_way()
         if rollout.alarms and not self.ppo_settings.allow_flat_reward:
             return self._result(rollout, {}, refused=rollout.alarms)
+        gap = self._behaviour_gap(rollout)
+        if 0.0 < self.ppo_settings.behaviour_limit < gap.get("behaviour_kl", 0.0):
+            return self._result(rollout, gap, refused=("behaviour",))
         is_fitting = not self.is_fitted
         if is_fitting:
             self.fit_normaliser(rollout)
         self.decisions += rollout.rows
+        statistics = {name: each.to_map() for name, each in self._statistics.items()}
+        self._fit_statistics(rollout)
         metrics: dict[str, float] = {}
         if not is_fitting or rollout.rows > self.network_settings.normaliser_frames:
-            metrics = yield from self._train(rollout)
+            metrics = yield from self._train(rollout, gap)
             self.updates += 1
         self._set_std()
         if metrics.get("rolled_back", 0.0) == 0.0:
             self.policy_counter += 1
             self._remember()
+        else:
+            self._set_statistics(statistics)
         metrics["seconds"] = time.perf_counter() - began
         return self._result(rollout, metrics, fitted=is_fitting)
 
@@ -212,8 +272,11 @@ class Learner:
         moments = {}
         for name, parameter in self.network.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
-                moments[f"{name}:{key}"] = value.detach().cpu().clone()
-        weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+                moments[f"{name}:{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        weights = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.network.state_dict().items()
+        }
         counters = {
             "updates": self.updates,
             "policy_counter": self.policy_counter,
@@ -223,6 +286,9 @@ class Learner:
             "budget_decisions": self.budget_decisions,
             "generator": bytes(self.generator.get_state().numpy()).hex(),
             "settings_hash": self.settings_hash,
+            "statistics": {name: each.to_map() for name, each in self._statistics.items()},
+            "way": {**asdict(self.inputs.way), "device": self.device.type} if self._is_tuned else {},
+            "loss_scale": self.inputs.loss_scale.to_list() if self.inputs.loss_scale is not None else [],
             "marks": [[*key, ranges.to_list()] for key, ranges in sorted(self.marks.items())],
         }
         return LearnerState(weights, moments, counters)
@@ -244,32 +310,30 @@ class Learner:
         for name, parameter in self.network.named_parameters():
             moments = {k.split(":", 1)[1]: v for k, v in state.optimizer.items() if k.split(":", 1)[0] == name}
             if moments:
-                self.optimizer.state[parameter] = {k: v.clone().to(self.device) for k, v in moments.items()}
+                self.optimizer.state[parameter] = {k: _laid_out(v, parameter) for k, v in moments.items()}
         counters = state.counters
         self.updates, self.policy_counter = counters["updates"], counters["policy_counter"]
         self.decisions, self.is_fitted = counters["decisions"], counters["is_fitted"]
         self.learning_rate, self.budget_decisions = counters["learning_rate"], counters["budget_decisions"]
         self.generator.set_state(torch.from_numpy(np.frombuffer(bytes.fromhex(counters["generator"]), np.uint8).copy()))
+        self._set_statistics(counters["statistics"])
+        way = dict(counters["way"])
+        if self.ppo_settings.autocast == "auto" and way.pop("device", "") == self.device.type:
+            self.use(Way(**way))
+            self._is_tuned = True
+        if self.inputs.loss_scale is not None and counters["loss_scale"]:
+            self.inputs.loss_scale.set(counters["loss_scale"])
         self.marks = {(rover, boot): Ranges(pairs) for rover, boot, pairs in counters.get("marks", [])}
         self._remembered.clear()
         self._remember()
 
-    def _train(self, rollout: Rollout) -> Generator[None, None, dict[str, float]]:
+    def _train(self, rollout: Rollout, gap: dict[str, float]) -> Generator[None, None, dict[str, float]]:
         progress, settings = self.progress, self.ppo_settings
-        gap = self._behaviour_gap(rollout)
         learning_rate = learning_rate_at(settings, self.learning_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         cloning = settings.demonstration_weight * (1.0 - progress)
-        metrics = yield from ppo_update(
-            self.network,
-            self.optimizer,
-            rollout,
-            self.inputs,
-            settings,
-            cloning=cloning if rollout.cloning_weight[: rollout.rows].any() else 0.0,
-            generator=self.generator,
-        )
+        metrics = yield from self._improve(rollout, cloning if rollout.cloning_weight[: rollout.rows].any() else 0.0)
         std = float(self.network.log_std.detach().exp().mean())
         if "approx_kl" in metrics:
             self.learning_rate = adapt(settings, self.learning_rate, metrics["approx_kl"], progress)
@@ -277,12 +341,68 @@ class Learner:
             self.learning_rate = max(settings.learning_rate_low, self.learning_rate / 2)
         return {**metrics, **gap, "lr": learning_rate, "kl_target": kl_target_at(settings, progress), "std": std}
 
+    def _improve(self, rollout: Rollout, cloning: float) -> Generator[None, None, dict[str, float]]:
+        """Run the update together with the other ranks, or alone where there are none or one of them is lost."""
+        if self.ranks is None:
+            return (yield from self._ppo(rollout, cloning, ALONE))
+        before, drawn = copies(self.network, self.optimizer), self.generator.get_state()
+        try:
+            exchange = self.ranks.begin(self, rollout, cloning=cloning, reward_scale=self._reward_scale)
+            metrics = yield from self._ppo(rollout, cloning, exchange)
+            self.ranks.finish()
+        except ExchangeError:
+            restore(self.network, self.optimizer, before)
+            self.generator.set_state(drawn)
+            self.ranks.restart()
+            metrics = yield from self._ppo(rollout, cloning, ALONE)
+            return {**metrics, "ranks": 1.0, "ranks_lost": float(self.ranks.lost)}
+        return {**metrics, "ranks": float(exchange.world), "ranks_lost": float(self.ranks.lost)}
+
+    def _ppo(self, rollout: Rollout, cloning: float, exchange: Exchange) -> Generator[None, None, dict[str, float]]:
+        return ppo_update(
+            self.network,
+            self.optimizer,
+            rollout,
+            self.inputs,
+            self.ppo_settings,
+            cloning=cloning,
+            generator=self.generator,
+            distribution=self.distribution,
+            exchange=exchange,
+            reward_scale=self._reward_scale,
+        )
+
+    @property
+    def _reward_scale(self) -> float:
+        moments = self._statistics.get("return")
+        return self.ppo_settings.reward_scale / (float(moments.std[0]) if moments is not None else 1.0)
+
+    def _fit_statistics(self, rollout: Rollout) -> None:
+        """Take in a rollout's vectors and returns, before anything is computed from them."""
+        if "vector" in self._statistics:
+            self._statistics["vector"].add(self.inputs.gather.vectors(rollout, rollout.used))
+        if "return" in self._statistics:
+            rows = rollout.rows
+            returns = discounted_returns(rollout.reward[:rows], rollout.successor[:rows], self.ppo_settings.gamma)
+            self._statistics["return"].add(returns[:, None])
+        self._show_statistics()
+
+    def _set_statistics(self, statistics: Mapping[str, Any]) -> None:
+        self._statistics = {name: RunningMoments.from_map(each) for name, each in statistics.items()}
+        self._show_statistics()
+
+    def _show_statistics(self) -> None:
+        """Bring the vector's statistics into the network."""
+        moments = self._statistics.get("vector")
+        if moments is not None:
+            self.network.fit_vector(moments.mean.astype(np.float32), moments.std.astype(np.float32))
+
     @torch.no_grad()
     def _behaviour_gap(self, rollout: Rollout) -> dict[str, float]:
         """Compare recorded log-probs with those of the same policy version here: what quantisation or skew did to it.
 
-        Returns ``behaviour_gap`` (mean absolute difference) and ``behaviour_kl`` (of the two means), where a version
-        that drove in the rollout is still remembered.
+        Returns ``behaviour_gap`` (mean absolute difference) and ``behaviour_kl`` (of what drove to what is remembered),
+        where a version that drove in the rollout is still remembered.
         """
         counters = rollout.policy_counter[: rollout.rows]
         is_own = rollout.policy_weight[: rollout.rows] > 0
@@ -290,16 +410,22 @@ class Learner:
             rows = np.flatnonzero(is_own & (counters == version))[:GAP_ROWS]
             if len(rows) == 0:
                 continue
-            image = torch.from_numpy(self.inputs.gather.images(rollout, rows)).to(self.device)
-            vector = torch.from_numpy(self.inputs.gather.vectors(rollout, rows)).to(self.device)
-            mean, _ = torch.func.functional_call(self.network, self._remembered[version], (image, vector))
+            mean = self._means_of(self._remembered[version], rollout, rows)
             log_std = torch.from_numpy(rollout.log_std[rows]).to(self.device)
-            ours = log_prob(torch.from_numpy(rollout.u[rows]).to(self.device), mean, log_std)
             recorded = torch.from_numpy(rollout.log_prob[rows]).to(self.device)
-            shift = (mean - torch.from_numpy(rollout.mean[rows]).to(self.device)) * torch.exp(-log_std)
-            kl = 0.5 * (shift * shift).sum(dim=1).mean()
+            ours = self.distribution.log_prob(torch.from_numpy(rollout.u[rows]).to(self.device), mean, log_std)
+            theirs = torch.from_numpy(rollout.mean[rows]).to(self.device)
+            kl = self.distribution.kl(theirs, log_std, mean, log_std).mean()
             return {"behaviour_gap": float((ours - recorded).abs().mean()), "behaviour_kl": float(kl)}
         return {}
+
+    def _means_of(self, weights: dict[str, Tensor], rollout: Rollout, rows: npt.NDArray[np.int64]) -> Tensor:
+        means = []
+        for part in np.array_split(rows, -(-len(rows) // self.inputs.chunk)):
+            image = torch.from_numpy(self.inputs.gather.images(rollout, part)).to(self.device)
+            vector = torch.from_numpy(self.inputs.gather.vectors(rollout, part)).to(self.device)
+            means.append(torch.func.functional_call(self.network, weights, (image, vector))[0])
+        return torch.cat(means)
 
     def _remember(self) -> None:
         """Keep the newest policies, so that the recorded behaviour of those can be checked."""
@@ -309,7 +435,7 @@ class Learner:
             self._remembered.popitem(last=False)
 
     def _set_std(self) -> None:
-        if self.network_settings.std == "schedule":
+        if self.network_settings.std == "schedule" and self.distribution.has_std:
             self.network.set_std(std_at(self.network_settings, self.progress))
 
     def _result(
@@ -328,6 +454,13 @@ class Learner:
             successes=sum(e.success for e in rollout.episodes),
             steps=dict(rollout.steps),
         )
+
+
+def _laid_out(moment: Tensor, parameter: Tensor) -> Tensor:
+    """Copy a moment to its parameter's device and layout: the fused optimiser walks both in the order of memory."""
+    if moment.shape != parameter.shape:
+        return moment.clone().to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(moment)
 
 
 def choose_device(wanted: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from protocol.node.config import option
 
+PRECISIONS = ("none", "bfloat16", "float16", "auto")
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
@@ -15,6 +17,12 @@ class NetworkSettings:
     encoder: str = option("rgbd", help="encoder plugin that turns camera planes into features")
     proprio_hidden: tuple[int, ...] = option((64, 64), help="layer sizes of the vector branch", low=1)
     head_hidden: tuple[int, ...] = option((128, 64), help="hidden layer sizes of the policy and the value head", low=1)
+    activation: str = option(
+        "relu", help="nonlinearity of the vector branch and the heads", choices=("relu", "tanh", "elu")
+    )
+    normalise_vector: bool = option(
+        default=False, help="scale the vector by its running mean and deviation, within the network"
+    )
     normaliser_frames: int = option(1024, help="first frames that fit the per-pixel normaliser and nothing else", low=0)
     std: str = option(
         "learned", help="exploration: a learned parameter, or a schedule", choices=("learned", "schedule")
@@ -32,10 +40,27 @@ class PpoSettings:
     gamma: float = option(0.99, help="discount of a decision", low=0.0, high=1.0)
     lambda_: float = option(0.95, help="decay of the generalised advantage estimate", low=0.0, high=1.0)
     clip: float = option(0.2, help="how far the ratio to the proximal policy counts", low=0.0, high=1.0)
+    objective: str = option(
+        "decoupled",
+        help="what the ratio is clipped against: the proximal policy, or plainly the one that drove",
+        choices=("decoupled", "plain"),
+    )
+    normalise_advantage: bool = option(default=True, help="standardise the advantages of each minibatch")
+    normalise_reward: bool = option(
+        default=False, help="divide rewards by the running deviation of the discounted return, clip them to +-10"
+    )
     entropy: float = option(0.01, help="weight of the entropy bonus", low=0.0)
     value: float = option(0.5, help="weight of the value loss", low=0.0)
+    value_clip: float = option(
+        0.0, help="how far a value may move from the one before the update and still count; 0: any", low=0.0
+    )
     epochs: int = option(4, help="passes over a rollout", low=1)
     minibatch: int = option(256, help="decisions in one gradient step", low=1)
+    micro_batch: int = option(
+        0,
+        help="most decisions at once on the device, with the same gradient; 0: all, or what a CPU's cache holds",
+        low=0,
+    )
     rollout: int = option(8192, help="decisions in one update", low=1)
     max_grad_norm: float = option(0.5, help="norm at which the whole gradient is clipped", low=0.0)
     adam_eps: float = option(1e-5, help="epsilon of Adam", low=0.0)
@@ -49,15 +74,27 @@ class PpoSettings:
     kl_band: float = option(
         1.5, help="the learning rate stays while KL is within target / this and target x this", low=1.0
     )
+    kl_stop: float = option(
+        0.0,
+        help="mean KL of an epoch to the proximal policy above which the remaining epochs are left out; 0: never",
+        low=0.0,
+    )
     learning_rate_low: float = option(5e-5, help="lower bound of the adapted learning rate", low=0.0)
     learning_rate_high: float = option(4e-3, help="upper bound of the adapted learning rate", low=0.0)
     anneal: bool = option(default=False, help="lower the learning rate linearly to 0 over the budget")
     staleness_limit: int = option(8, help="decisions of a policy this many updates old are dropped above it", low=0)
     importance_limit: float = option(5.0, help="upper bound of proximal / behaviour weights", low=1.0)
+    behaviour_limit: float = option(
+        0.05,
+        help="KL of the recorded means against the same policy's here, above which a rollout is refused; 0: never",
+        low=0.0,
+    )
     demonstration_weight: float = option(
         0.1, help="weight of the cloning loss on human decisions, decays to 0", low=0.0
     )
-    autocast: str = option("none", help="precision of the encoder while learning", choices=("none", "bfloat16"))
+    autocast: str = option(
+        "none", help="precision of the encoder while learning; auto: measured at the start", choices=PRECISIONS
+    )
     allow_flat_reward: bool = option(default=False, help="train although the reward is constant or nothing ever ends")
 
 

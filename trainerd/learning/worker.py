@@ -197,6 +197,7 @@ class Worker:
             self._failure = error
         finally:
             self.pulse.rest()
+            self.learner.close()
             self._tell(ended.set)
 
     def _run_next(self) -> None:

@@ -137,7 +137,7 @@ class _Blind(nn.Module):
     def forward(self, vector: Tensor) -> Tensor:
         """Return the mean alone."""
         network = self.network
-        return cast("Tensor", network.policy(network.proprio(vector)))
+        return cast("Tensor", network.policy(network.proprio(network.normalised(vector))))
 
 
 def _distinct_copy(network: PolicyNetwork) -> PolicyNetwork:

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from plugins.encoders import rgbd
 from trainerd.learning.gather import Gather
-from trainerd.learning.inputs import Inputs, transform_tensors
+from trainerd.learning.inputs import Inputs, Pins, transform_tensors
 
 pytestmark = pytest.mark.component
 
@@ -54,6 +57,66 @@ def test_features_from_patches_equal_those_of_the_exported_convolutions(kind, re
     half = inputs.features(learner.network, places, precise=False)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, whole, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ["rgbd", "gray_depth", "depth"])
+def test_normalised_images_with_channels_last_give_the_features_of_plain_ones(name, toy):
+    plugin = {each.name: each for each in rgbd.provide_encoders()}[name]
+    toy = type(toy)(plugin.planes, plugin.build)
+    learner, rollout = toy.learner(), random_rollout(toy)
+    rollout.rows = rollout.capacity
+    mean = np.random.default_rng(0).random(learner.network.image_shape, np.float32)
+    learner.network.fit_normaliser(mean, mean)
+    places = np.array([4, 1, 6])
+    image = torch.from_numpy(Gather(toy.transform).images(rollout, places))
+    for autocast, tolerance in (("none", 1e-6), ("bfloat16", 4e-3)):
+        inputs = Inputs(toy.transform, torch.device("cpu"), autocast)
+        inputs.load(rollout, learner.network)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast != "none"):
+            plain = learner.network.encode(image).float()
+        features = inputs.features(learner.network, places, precise=False)
+        torch.testing.assert_close(features, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_large_images_go_through_convolutions_few_at_a_time_on_a_cpu(toy, gray):
+    plugin = {each.name: each for each in rgbd.provide_encoders()}["rgbd"]
+    wide = replace(toy.robot, cameras=tuple(replace(each, height=240, width=424) for each in toy.robot.cameras))
+    for made, rows in (
+        (type(toy)(plugin.planes, plugin.build, robot=wide), 4),
+        (type(toy)(plugin.planes, plugin.build), 1967),
+        (gray, 0),
+        (toy, 0),
+    ):
+        learner = made.learner()
+        learner.inputs.load(made.rollouts(1, 1).acquire(), learner.network)
+        assert learner.inputs.cached_rows == rows
+        assert learner.inputs.chunk == min(256, rows or 256)
+
+
+class Runtime:
+    """Remembers what is pinned, as the CUDA runtime does."""
+
+    def __init__(self):
+        self.pinned = []
+
+    def cudaHostRegister(self, place, size, flags):  # noqa: N802 - its name
+        self.pinned.append((place, size))
+        return 0
+
+    def cudaHostUnregister(self, place):  # noqa: N802 - its name
+        self.pinned = [each for each in self.pinned if each[0] != place]
+
+
+def test_memory_is_pinned_once_and_only_while_its_array_lives():
+    runtime = Runtime()
+    pins = Pins(runtime)
+    store = np.zeros(100, np.uint8)
+    for _ in range(3):
+        pins.keep(store)
+    pins.keep(np.zeros(0, np.uint8))
+    assert runtime.pinned == [(store.ctypes.data, 100)]
+    del store
+    assert runtime.pinned == []
 
 
 def test_halved_patches_are_rounded_as_torch_rounds(seeing):

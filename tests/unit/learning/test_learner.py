@@ -1,3 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,14 +18,16 @@ pytestmark = pytest.mark.component
 RECIPE = {"autocast": "bfloat16", "kl_target": 0.02, "kl_decay": 2.5}
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(seeing, finish, tmp_path):
-    network = {"normaliser_frames": 32, "std": "schedule", "std_start": 0.9}
-    whole = seeing.learner(network=network, **RECIPE)
+@pytest.mark.parametrize("normalises", [False, True])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(seeing, finish, tmp_path, normalises):
+    network = {"normaliser_frames": 32, "std": "schedule", "std_start": 0.9, "normalise_vector": normalises}
+    recipe = {**RECIPE, "normalise_reward": normalises}
+    whole = seeing.learner(network=network, **recipe)
     rollouts = [seeing.filled(whole, seed=seed) for seed in range(5)]
     for rollout in rollouts[:3]:
         finish(whole.update(rollout))
     path = checkpoint.save(tmp_path, whole)
-    resumed = seeing.learner(seed=77, network=network, **RECIPE)
+    resumed = seeing.learner(seed=77, network=network, **recipe)
     checkpoint.resume(path, resumed)
     for rollout in rollouts[3:]:
         finish(whole.update(rollout))
@@ -28,6 +36,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(seeing, finish, t
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     assert whole.capture().counters == resumed.capture().counters
     assert whole.updates == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(tmp_path):
+    def run(folder, *arguments):
+        command = [sys.executable, str(Path(__file__).with_name("learner_run.py")), str(folder), *arguments]
+        return subprocess.run(command, check=False, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+
+    assert run(tmp_path / "whole", "4") == 0
+    assert run(tmp_path / "killed", "4", "2:7") == -signal.SIGKILL
+    assert [path.name for path in checkpoint.found(tmp_path / "killed")] == ["ppo_update_1", "ppo_update_2"]
+    assert run(tmp_path / "killed", "4") == 0
+    whole, resumed = (checkpoint.load(tmp_path / name / "ppo_update_4") for name in ("whole", "killed"))
+    assert whole.state.counters == resumed.state.counters
+    assert {"vector", "return"} == whole.state.counters["statistics"].keys()
+    for ours, theirs in (
+        (whole.state.weights, resumed.state.weights),
+        (whole.state.optimizer, resumed.state.optimizer),
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_size_of_micro_batches_may_change_with_a_resume(toy, finish):
+    state = toy.learner().capture()
+    learner = toy.learner(micro_batch=4)
+    learner.restore(state)
+    assert finish(learner.update(toy.filled(learner))).update == 1
 
 
 def test_the_first_frames_only_fit_the_normaliser(seeing, finish):

@@ -65,6 +65,30 @@ def test_the_normaliser_is_part_of_the_network():
     assert "pixel_mean" in network.snapshot()
 
 
+@pytest.mark.parametrize(("activation", "kind"), [("relu", "ReLU"), ("tanh", "Tanh"), ("elu", "ELU")])
+def test_vector_branch_and_heads_have_the_activation_that_was_asked_for(activation, kind):
+    settings = NetworkSettings(activation=activation, proprio_hidden=(8,))
+    network = PolicyNetwork(build_column((4, 12, 18), CameraSettings()), (4, 12, 18), 3, 2, settings)
+    for part in (network.proprio, network.policy, network.value):
+        kinds = {type(layer).__name__ for layer in part}
+        assert kinds == {"Linear", kind}
+
+
+def test_a_vector_as_it_comes_is_left_alone_until_the_normaliser_is_fitted():
+    network = PolicyNetwork(build_column((4, 12, 18), CameraSettings()), (4, 12, 18), 3, 2, NetworkSettings())
+    vector = torch.tensor([[1e-30, -10.0, 10.0], [0.1, -0.0, 3.7]])
+    assert torch.equal(network.normalised(vector), vector)
+    network.fit_vector(np.array([1.0, 2.0, 3.0], np.float32), np.array([0.5, 1e-9, 2.0], np.float32))
+    assert network.normalised(torch.tensor([[2.0, 2.1, 3.0]])).tolist() == [[2.0, 10.0, 0.0]]
+
+
+def test_a_network_for_choices_has_no_deviation_to_learn():
+    settings = NetworkSettings()
+    network = PolicyNetwork(build_column((4, 12, 18), CameraSettings()), (4, 12, 18), 3, 4, settings, has_std=False)
+    assert "log_std" not in dict(network.named_parameters())
+    assert network.snapshot()["log_std"].tolist() == [0.0] * 4
+
+
 def test_heads_begin_orthogonal_with_their_gains():
     network = PolicyNetwork(build_column((4, 12, 18), CameraSettings()), (4, 12, 18), 3, 2, NetworkSettings())
     norms = {

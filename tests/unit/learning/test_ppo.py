@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from trainerd.learning.ppo import explained_variance
+from protocol.spec import Element
+from trainerd.learning.ppo import explained_variance, masked_step
+from trainerd.learning.rollout import RowDecision
 
 pytestmark = pytest.mark.component
 
@@ -75,18 +79,111 @@ def test_one_broken_minibatch_is_skipped_and_counted(toy, finish):
 
 
 def test_a_minibatch_that_does_not_fit_into_memory_becomes_two(toy, finish, monkeypatch):
-    learner = toy.learner(epochs=1, minibatch=32)
-    features = learner.inputs.features
+    learner, roomy = toy.learner(epochs=2, minibatch=32), toy.learner(epochs=2, minibatch=32)
+    features, rows = learner.inputs.features, []
 
     def small_memory(network, places, *, precise):
         if len(places) > 8 and not precise:
             raise torch.OutOfMemoryError("out of memory")
+        rows.append(len(places))
         return features(network, places, precise=precise)
 
     monkeypatch.setattr(learner.inputs, "features", small_memory)
-    result = finish(learner.update(toy.filled(learner)))
-    assert result.metrics["minibatches_halved"] == 3
+    rollout = toy.filled(learner)
+    result = finish(learner.update(rollout))
+    assert result.metrics["minibatches_halved"] == 2
     assert result.is_new_policy
+    assert rows == [32, *[8] * 8], "what did not fit is not tried again"
+    finish(roomy.update(rollout))
+    for one, other in zip(learner.network.parameters(), roomy.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_the_proximal_pass_is_cut_too_where_it_does_not_fit(toy, finish, monkeypatch):
+    learner, roomy = toy.learner(), toy.learner()
+    features = learner.inputs.features
+
+    def small_memory(network, places, *, precise):
+        if len(places) > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return features(network, places, precise=precise)
+
+    monkeypatch.setattr(learner.inputs, "features", small_memory)
+    rollout = toy.filled(learner)
+    metrics = [finish(each.update(rollout)).metrics for each in (learner, roomy)]
+    assert metrics[0]["value"] == pytest.approx(metrics[1]["value"], abs=1e-6)
+
+
+def test_an_epoch_above_the_kl_limit_is_the_last_one(toy, finish):
+    def epochs(**settings):
+        learner = toy.learner(epochs=4, learning_rate=1e-2, **settings)
+        return finish(learner.update(toy.filled(learner))).metrics
+
+    free = epochs()
+    assert free["epochs"] == 4
+    assert epochs(kl_stop=1e-6)["epochs"] == 1
+    assert epochs(kl_stop=1e-6)["approx_kl"] > 1e-6
+    assert epochs(kl_stop=100.0)["approx_kl"] == free["approx_kl"]
+
+
+def test_a_masked_step_changes_nothing_and_an_open_one_is_the_optimisers_own():
+    def trained(*masks):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(5, 3)
+        optimizer = torch.optim.Adam(layer.parameters(), fused=True)
+        for number, is_good in enumerate(masks):
+            optimizer.zero_grad()
+            (layer(torch.full((2, 5), number + 1.0)).square().sum() * (1.0 if is_good else np.inf)).backward()
+            masked_step(optimizer, torch.tensor(is_good))
+        state = optimizer.state[layer.weight]
+        return [layer.weight, layer.bias, *state.values()]
+
+    def plain(count):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(5, 3)
+        optimizer = torch.optim.Adam(layer.parameters(), fused=True)
+        for number in range(count):
+            optimizer.zero_grad()
+            layer(torch.full((2, 5), number + 1.0)).square().sum().backward()
+            optimizer.step()
+        return [layer.weight, layer.bias, *optimizer.state[layer.weight].values()]
+
+    assert all(torch.equal(one, other) for one, other in zip(trained(True, True), plain(2), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(trained(True, True, False), plain(2), strict=True))
+
+
+def test_a_discrete_robot_learns_the_rewarded_choice(toy, finish):
+    choices = (Element("left", "", 0.0, 1.0), Element("right", "", 0.0, 1.0))
+    toy = type(toy)(robot=replace(toy.robot, action=choices, action_space="discrete"))
+    learner = toy.learner(rollout=128, minibatch=32, learning_rate=3e-3, gamma=0.0, budget=10**6)
+    rng = np.random.default_rng(0)
+
+    def driven():
+        rollout = toy.rollouts(128, 1).acquire()
+        for _ in range(128):
+            observation = toy.observation(float(rng.uniform(-1, 1)))
+            vector = learner.transform.vector(observation.state, observation.task, observation.in_flight)
+            with torch.no_grad():
+                mean = learner.network(torch.zeros(1, 0, 0, 0), torch.from_numpy(vector)[None])[0][0].numpy()
+            zeros = np.zeros(2, np.float32)
+            u = learner.distribution.sample(mean, zeros, rng)
+            density = float(learner.distribution.log_prob_numpy(u, mean, zeros))
+            reward = float((u[1] > 0) == (observation.state[0] > 0))
+            counter = learner.policy_counter
+            decision = RowDecision(u, mean, zeros, density, reward, counter, 1.0, 1.0, 0.0)
+            rollout.terminate(rollout.append(observation, decision))
+        return rollout
+
+    rewards = []
+    for _ in range(15):
+        rollout = driven()
+        rewards.append(float(rollout.reward.mean()))
+        metrics = finish(learner.update(rollout)).metrics
+        assert metrics["behaviour_gap"] == pytest.approx(0.0, abs=1e-4)
+    assert rewards[0] < 0.7
+    assert rewards[-1] > 0.9
+    assert learner.network.log_std.tolist() == [0.0, 0.0]
+    assert "log_std" not in dict(learner.network.named_parameters())
 
 
 def test_a_rollout_with_alarms_is_refused_unless_allowed(toy, finish):

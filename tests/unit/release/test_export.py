@@ -236,3 +236,16 @@ def test_every_built_in_encoder_can_be_exported_and_answers_as_torch_does(name):
     snapshot = make_network(transform, plugin.build(shape, settings)).snapshot()
     bundle = unpack_bundle(exporter.build(snapshot, **facts(log_std=[-1.0, -1.0])))
     assert [each[0] for each in bundle.manifest.outputs] == ["mean"]
+
+
+@pytest.mark.parametrize("name", ["column", "blind"])
+def test_the_normaliser_of_the_vector_is_swapped_into_the_graph_with_the_weights(name):
+    plugin = PluginManager(("encoders",)).encoder(name)
+    settings = plugin.settings()
+    transform = InputTransform.of(ROBOT, TASK, plugin.planes(ROBOT, settings))
+    network = make_network(transform, plugin.build((transform.channels, transform.height, transform.width), settings))
+    exporter = make_exporter(network, transform)
+    before = unpack_bundle(exporter.build(network.snapshot(), **facts())).golden.mean
+    network.fit_vector(np.full(transform.size, 0.3, np.float32), np.full(transform.size, 0.1, np.float32))
+    after = unpack_bundle(exporter.build(network.snapshot(), **facts(parent="x"))).golden.mean
+    assert np.abs(after - before).max() > 1e-3

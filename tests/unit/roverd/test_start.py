@@ -7,7 +7,9 @@ import os
 
 import pytest
 
+from plugins.manager import PluginManager
 from protocol.node.config import ConfigError
+from roverd.assemble import AssemblyError, robot_settings
 from roverd.main import main, next_boot
 from roverd.options import parse
 
@@ -54,6 +56,29 @@ def test_each_flag_sets_its_option_and_is_named_as_its_origin(words: list[str], 
     for part in option.split("."):
         found = getattr(found, part)
     assert (found, loaded.origins[option].startswith("command line")) == (value, True)
+
+
+def test_an_environment_as_the_robot_brings_its_profile_along() -> None:
+    settings = parse(["--robot", "gym:CartPole-v1"]).value
+    assert (settings.robot_name, settings.robot_argument) == ("gym", "CartPole-v1")
+    assert (settings.task, settings.control.rate_hz, settings.control.safety_distance_m) == ("environment", 0.0, 0.0)
+
+
+def test_a_profile_that_is_named_is_the_one_that_counts() -> None:
+    settings = parse(["--robot", "gym:CartPole-v1", "--profile", "live"]).value
+    assert (settings.robot, settings.task, settings.control.rate_hz) == ("gym:CartPole-v1", "goal", 10.0)
+
+
+def test_what_stands_after_the_colon_is_an_option_of_the_robot() -> None:
+    settings = parse(["--robot", "gym:my_module:Env-v0", "--set", "plugins.gym.action_repeat=2"]).value
+    made = robot_settings(PluginManager(groups=("robots",)).robot("gym"), settings)
+    assert (made.id, made.action_repeat) == ("my_module:Env-v0", 2)
+
+
+def test_a_robot_that_takes_nothing_after_a_colon_says_so() -> None:
+    settings = parse(["--robot", "sim:big"]).value
+    with pytest.raises(AssemblyError, match="sim takes nothing after a colon"):
+        robot_settings(PluginManager(groups=("robots",)).robot("sim"), settings)
 
 
 def test_the_command_line_beats_the_environment_and_that_beats_the_profile(monkeypatch) -> None:

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from protocol.node.config import ConfigError
+from protocol.node.config import ConfigError, validate_table
 from trainerd.ctl import main as trainerctl
+from trainerd.learning.recipes import RECIPES, tables_of
+from trainerd.learning.settings import NetworkSettings, PpoSettings
 
 
 def parse(*arguments):
@@ -76,3 +78,27 @@ def test_config_show_names_the_origin_without_a_daemon(capsys, tmp_path):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["config"]}
     assert rows["ppo.gamma"] == {"name": "ppo.gamma", "value": "0.97", "origin": "profile demo"}
     assert rows["port"]["origin"] == "default"
+
+
+def test_the_profile_of_an_environment_is_the_general_one_with_its_recipe():
+    settings = parse("--profile", "gym:CartPole-v1").value
+    assert (settings.network.encoder, settings.network.head_hidden, settings.device) == ("blind", (64, 64), "cpu")
+    assert settings.train.decisions == 100_000
+    assert settings.ppo.rollout == RECIPES["CartPole-v1"].ppo["rollout"]
+    general = parse("--profile", "gym").value
+    assert (general.train.decisions, general.ppo.rollout) == (0, 2048)
+
+
+def test_an_environment_without_a_recipe_is_told_which_there_are():
+    with pytest.raises(ConfigError, match=r"no recipe for Taxi-v3; --profile gym has .*CartPole-v1"):
+        parse("--profile", "gym:Taxi-v3")
+    with pytest.raises(ConfigError, match="no such profile"):
+        parse("--profile", "demo:CartPole-v1")
+
+
+@pytest.mark.parametrize("environment", sorted(RECIPES))
+def test_a_recipe_is_the_same_for_daemons_and_in_process_runs(environment):
+    settings = parse("--profile", f"gym:{environment}").value
+    tables = tables_of(environment)
+    assert settings.ppo == validate_table(PpoSettings, tables["ppo"], "ppo")
+    assert settings.network == validate_table(NetworkSettings, tables["network"], "network")
