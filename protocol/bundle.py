@@ -44,7 +44,8 @@ MAX_BUNDLE_BYTES = 256 << 20
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_ENTRIES = 16
 """Files in a bundle or in its golden.npz: a list of many names takes far more memory than their bytes."""
-GOLDEN_COUNT = 8
+GOLDEN_COUNT, GOLDEN_LEAST, GOLDEN_VALUES = 8, 2, 1 << 20
+"""Golden inputs of a policy, fewer where their images have more values than that: each travels, and is run, anew."""
 GOLDEN_TOLERANCE = 1e-3
 """Largest difference of a pre-tanh mean between trainer and robot, float32 networks."""
 GOLDEN_ARRAYS = ("image", "vector", "mean")
@@ -63,6 +64,12 @@ KEY_ID = re.compile(r"[0-9a-f]{16}")
 SIGNATURE_VALUE = re.compile(r"[0-9a-f]{128}")
 """64 bytes (RFC 8032, 5.1.6)."""
 FloatArray = npt.NDArray[np.float32]
+
+
+def golden_count(transform: InputTransform) -> int:
+    """Return how many golden inputs a policy for this input has."""
+    values = max(1, transform.channels * transform.height * transform.width)
+    return max(GOLDEN_LEAST, min(GOLDEN_COUNT, GOLDEN_VALUES // values))
 
 
 class BundleError(RoverError):

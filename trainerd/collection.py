@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from protocol.bundle import golden_count
 from protocol.node.log import get_logger
 from protocol.step import EpisodeEnd, Step
 from trainerd.evaluate import summarise
@@ -39,7 +40,6 @@ OPEN, RESTING, CLOSED, OVER = "open", "resting", "closed", "over"
 Open: they wait for a free rollout. Resting (training is paused): they wait as well, but not in front of an evaluation.
 Closed: nothing learns from them, so they are counted as unused. Over: likewise, and for good.
 """
-GOLDEN_ROWS = 8
 
 
 class Rate:
@@ -236,7 +236,7 @@ class Collection:
 def golden_rows(rollout: Rollout, rollouts: Rollouts) -> tuple[FloatArray, FloatArray]:
     """Return recorded network inputs of some rows: float32[G, C, H, W] and float32[G, n]."""
     transform = rollouts.transform
-    rows = np.unique(np.linspace(0, max(0, rollout.rows - 1), GOLDEN_ROWS).astype(int))
+    rows = np.unique(np.linspace(0, max(0, rollout.rows - 1), golden_count(transform)).astype(int))
     images = [transform.image({key: store[row] for key, store in rollout.images.items()}) for row in rows]
     vectors = [transform.vector(rollout.state[row], rollout.task[row], rollout.in_flight[row]) for row in rows]
     return np.stack(images), np.stack(vectors)

@@ -55,6 +55,7 @@ class Exporter:
         self._transform = transform
         self._run_id = run_id
         self._code_version = code_version()
+        self._made_up: tuple[FloatArray, FloatArray] | None = None
         self._graph: Graph | None = None
         self._weights: dict[str, str] = {}
 
@@ -159,7 +160,9 @@ class Exporter:
     def _golden(self, graph: Graph, onnx_file: bytes, inputs: tuple[FloatArray, FloatArray] | None) -> bytes:
         """Compute the golden means with torch and hold ONNX Runtime's against them."""
         if inputs is None:
-            inputs = synthetic_inputs(self._robot, self._task, self._transform)
+            if self._made_up is None:
+                self._made_up = synthetic_inputs(self._robot, self._task, self._transform)
+            inputs = self._made_up
         image, vector = (np.ascontiguousarray(each, np.float32) for each in inputs)
         expected = ((self._transform.channels, self._transform.height, self._transform.width), (self._transform.size,))
         if (image.shape[1:], vector.shape[1:]) != expected or not len(image) == len(vector) > 0:

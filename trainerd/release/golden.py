@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from protocol.bundle import GOLDEN_COUNT
+from protocol.bundle import golden_count
 
 if TYPE_CHECKING:
     from protocol.spec import Camera, Element, RobotSpec, TaskSpec
@@ -30,7 +30,7 @@ def synthetic_inputs(robot: RobotSpec, task: TaskSpec, transform: InputTransform
     """
     random = np.random.default_rng(SEED)
     images, vectors = [], []
-    for index in range(GOLDEN_COUNT):
+    for index in range(golden_count(transform)):
         raw = {camera.key: synthetic_frame(camera, index, random) for camera in robot.cameras}
         images.append(transform.image(raw))
         state, features, action = (_draw(elements, random) for elements in (robot.state, task.features, robot.action))
