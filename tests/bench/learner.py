@@ -74,15 +74,14 @@ def main(arguments=None):
     peers = [name for name in options.only.split(",") if name]
     python = environment.install() if peers else None
     figures = []
-    with tempfile.TemporaryDirectory(prefix="roverloop-bench-") as folder:
-        for part in (
-            lambda: [*advantages.measure(), *exporting.measure(*SIZE)],
-            lambda: on_cpu(options, Path(folder), python, peers),
-            lambda: on_gpu(options, Path(folder), python, peers),
-            lambda: two_ranks.measure(Path(folder), options.repetitions, quick=options.quick),
-        ):
-            figures += part()
-            write(options.json, figures)  # already now: a later failure must not cost what was measured
+    try:
+        with tempfile.TemporaryDirectory(prefix="roverloop-bench-") as folder:
+            figures += [*advantages.measure(), *exporting.measure(*SIZE)]
+            figures += on_cpu(options, Path(folder), python, peers)
+            figures += on_gpu(options, Path(folder), python, peers)
+            figures += two_ranks.measure(Path(folder), options.repetitions, quick=options.quick)
+    finally:
+        write(options.json, figures)  # a failure must not cost what was measured before it
     failed = [each for each in figures if not is_good(each)]
     for each in failed:
         print(f"bench learner: {each.name} is {each.value:.4g}, {bar(each.name)} is asked for", file=sys.stderr)
