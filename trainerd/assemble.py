@@ -112,6 +112,7 @@ def compose(settings: Settings, loop: asyncio.AbstractEventLoop) -> Daemon:
     known = sorted({row["name"] for row in plugins.listing()})
     check_plugin_tables(settings.plugins, known, "the trainer has no plugin of that name")
     start.check_reach(settings)
+    start.check_budget(settings)
     lock = start.hold(settings.state_dir)
     run_file = start.open_run(settings)
     keys = load_or_make(settings.state_dir / "keys" / "curve.json")

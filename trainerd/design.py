@@ -20,9 +20,10 @@ class Design:
 
     def __init__(self, settings: Settings, plugins: PluginManager) -> None:
         """Choose encoder and device; raises RoverError where the plugin, its settings or the device cannot be had."""
-        self._wanted_device = settings.devices[0] if settings.devices else settings.device
-        if self._wanted_device.startswith("cuda"):
-            _ = self.device
+        devices = settings.devices or (settings.device,)
+        self._wanted_device = devices[0]
+        if any(name.startswith("cuda") for name in devices):
+            _check(devices)
         self._encoder = plugins.encoder(settings.network.encoder)
         table = settings.plugins.get(self._encoder.name, {})
         self._settings = validate_table(self._encoder.settings, table, f"plugins.{self._encoder.name}")
@@ -51,3 +52,12 @@ class Design:
     def build_encoder(self, shape: tuple[int, int, int]) -> Any:
         """Return the encoder's module for input planes of (C, H, W)."""
         return self._encoder.build(shape, self._settings)
+
+
+def _check(devices: tuple[str, ...]) -> None:
+    from trainerd.learning.learner import choose_device  # noqa: PLC0415 - it imports torch, which takes a second
+    from trainerd.learning.ranks import check_devices  # noqa: PLC0415 - as above
+
+    if len(devices) == 1:
+        choose_device(devices[0])  # says what to set where there is no GPU at all
+    check_devices(devices)

@@ -142,7 +142,7 @@ def _publish_first(
         is_same = (newest.counter, newest.manifest.update) == (learner.policy_counter, learner.updates)
         if is_resumed and is_same and newest.manifest.decisions == learner.decisions:
             return
-        learner.policy_counter = max(newest.counter, learner.policy_counter) + 1
+        learner.renumber(max(newest.counter, learner.policy_counter) + 1)
     is_released = pipeline.release(_present(learner))
     if not is_released and newest is None:
         raise MakingError(f"no policy can be published, so no rover could drive: {pipeline.last_error}")

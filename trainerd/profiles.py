@@ -23,7 +23,7 @@ DEMO_EPISODES_GB = 1.0
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "demo": {**DEMO, "threads": 1, "train": {"decisions": DEMO_DECISIONS}, "store": {"quota_gb": DEMO_EPISODES_GB}},
-    "gym": {**GENERAL, "threads": 1, "device": "cpu"},
+    "gym": {**GENERAL, "threads": 1, "device": "cpu", "train": {"decisions": 1_000_000}},
 }
 """A network of two small layers learns faster on one core than on a GPU."""
 

@@ -31,6 +31,16 @@ def check_reach(settings: Settings) -> None:
         raise ReachError(f"link.curve is off and host {settings.host} is not loopback: anybody could join; {hint}")
 
 
+class BudgetError(RoverError):
+    """A schedule has no end to run to."""
+
+
+def check_budget(settings: Settings) -> None:
+    """Raise BudgetError where the learning rate should fall over a budget that is not set."""
+    if settings.ppo.anneal and not settings.train.decisions:
+        raise BudgetError("ppo.anneal lowers the learning rate over train.decisions, which is 0: set it")
+
+
 def hold(state_dir: Path) -> int:
     """Take the state folder for this process; return the descriptor that holds it for as long as it is open.
 

@@ -108,6 +108,7 @@ class Training:
         self._golden: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
         self._saved: list[Future[Path]] = []
         self._ranks_lost = 0
+        self._suspects: tuple[str, ...] = ()
         self._behaviour_limit = settings.ppo.behaviour_limit
 
     @property
@@ -236,13 +237,16 @@ class Training:
         """Say what is wrong with learning, for the health in the status."""
         causes = [f"training refuses the signal: {', '.join(self.refused)}"] if self.refused else []
         metrics = self.last_update.get("metrics", {})
-        if "behaviour" in self.refused:
+        if self._suspects:
             gap = f"KL {metrics['behaviour_kl']:.2g} of its means, ppo.behaviour_limit allows {self._behaviour_limit:g}"
-            causes.append(f"the policy acts otherwise on the robot than it was trained ({gap}); see its runtime")
+            who = ", ".join(self._suspects)
+            causes.append(f"{who}: the policy acts otherwise than it was trained ({gap}); see the robot's runtime")
         if metrics.get("rolled_back"):
             causes.append("the last update was taken back: loss or gradient not finite; lower ppo.learning_rate")
         if self.checkpoint_error:
             causes.append(self.checkpoint_error)
+        if self.parts is not None and self.parts.learner.ranks is not None and self.parts.learner.ranks.failed:
+            causes.append(self.parts.learner.ranks.failed)
         if self.parts is not None and self.parts.pipeline.last_error:
             causes.append(self.parts.pipeline.last_error)
         return causes
@@ -329,6 +333,11 @@ class Training:
         self.last_update = {**facts, "policy_counter": result.policy_counter, "metrics": result.metrics}
         rounded = {key: round(value, 5) for key, value in result.metrics.items()}
         log.info("update.finished", **facts, refused=list(result.refused), episodes=len(result.returns), **rounded)
+        if result.suspects and result.suspects != self._suspects:
+            hint = "nothing of theirs is learned from meanwhile; see the runtime and the quantisation on the robot"
+            kl = round(result.metrics["behaviour_kl"], 4)
+            log.error("behaviour.differs", rovers=list(result.suspects), behaviour_kl=kl, hint=hint)
+        self._suspects = result.suspects
         self._tell_trouble(result)
         self._metrics.update(result.metrics, step=result.decisions)
         self._settle(result.steps, result.fate)
@@ -392,7 +401,7 @@ class Training:
             return
         learner.marks = marks
         learner.budget_decisions = self._settings.train.budget
-        learner.policy_counter = counter
+        learner.renumber(counter)
         self._post(partial(self._collection.set_policy_counter, counter))
         parts.submit_present()
         self.latest_checkpoint = path.name

@@ -1,8 +1,9 @@
 """Measure what old experience does to learning: the decoupled objective against the plain one, on CartPole-v1.
 
 Decisions come from the policy of K updates ago, as over a slow link or from a robot that swaps late. Both objectives
-get the same seeds, settings and number of decisions. A figure is the area under the curve of mean returns, as the mean
-over the run of the return of the last finished episodes; ``final`` is the curve's last value.
+get the same seeds, settings and number of decisions; with a delay the decoupled one must be ahead by MARGIN. A figure
+is the area under the curve of mean returns, as the mean over the run of the return of the last finished episodes;
+``final`` is the curve's last value.
 """
 
 import argparse
@@ -66,6 +67,8 @@ IDLE = np.zeros(len(CHOICES), np.float32)
 WINDOW = 40
 """Finished episodes that a point of the curve is the mean of."""
 POINTS = 100
+MARGIN = 0.05
+"""With a delay the median area of the decoupled objective is at least this share above the plain one's."""
 COLLAPSED = 0.5
 """A run has collapsed where its last point is below this share of its best one."""
 
@@ -86,6 +89,8 @@ def main(arguments=None):
             print(f"  seed {seed}  K = {delay:<3} {objective:<10} area {area:>6.1f}  final {final:>6.1f}", flush=True)
     figures = [figure for key, points in runs.items() for figure in figures_of(*key, points)]
     write(options.json, figures)
+    for delay in filter(None, DELAYS):
+        print(f"  {verdict(figures, delay)}")
     mistakes = shortcomings(figures)
     for each in mistakes:
         print(f"bench stale: {each}", file=sys.stderr)
@@ -104,16 +109,33 @@ def figures_of(delay, objective, runs):
 
 
 def shortcomings(figures):
-    """Say where the decoupled objective is not above the plain one with a delay, or where a run of it collapsed."""
+    """Say where the decoupled objective is not ahead of the plain one with a delay, or where a run of it collapsed."""
     value = {each.name: each.value for each in figures}
     found = []
     for delay in DELAYS:
-        ours, theirs = (value[f"stale.k{delay}_{objective}"] for objective in OBJECTIVES)
-        if delay and not ours > theirs:
-            found.append(f"K = {delay}: decoupled reached {ours:.1f}, plain {theirs:.1f}")
+        if delay and not lead(figures, delay) >= MARGIN:
+            found.append(verdict(figures, delay))
         if collapsed := value[f"stale.collapsed_k{delay}_decoupled"]:
             found.append(f"K = {delay}: {collapsed:.0f} runs with the decoupled objective collapsed")
     return found
+
+
+def verdict(figures, delay):
+    """Say how far the decoupled objective is ahead with a delay, and how far it must be."""
+    ours, theirs = areas(figures, delay)
+    ahead = f"{100 * lead(figures, delay):+.1f} %, at least {100 * MARGIN:+.0f} % demanded"
+    return f"K = {delay}: median area of decoupled {ours:.1f}, of plain {theirs:.1f}: {ahead}"
+
+
+def lead(figures, delay):
+    """Return how far the median area of the decoupled objective is above the plain one's, as a share of that."""
+    ours, theirs = areas(figures, delay)
+    return (ours - theirs) / max(theirs, 1e-9)
+
+
+def areas(figures, delay):
+    value = {each.name: each.value for each in figures}
+    return [value[f"stale.k{delay}_{objective}"] for objective in OBJECTIVES]
 
 
 def curve(ends, decisions):

@@ -13,7 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from protocol.step import Intervention
 from tests.bench.figures import Figure, json_option, worst, write
 from tests.daemon.conftest import opened
 from tests.daemon.daemons import wait_until
@@ -72,19 +71,22 @@ def measure_standby(site, folder, repetitions):
                 stand.wait_ready()
                 time.sleep(1.0)
                 pid = stand.policy()
-                moments.setdefault(name, []).append(time.monotonic_ns())
+                moments.setdefault(name, []).append((time.monotonic_ns(), stand.second))
                 os.kill(pid, number)
                 wait_until(lambda pid=pid: stand.policy() != pid, what="another policy process drives")
         stand.rover.stop()
-        stood_in = [
-            each["applied_ns"]
+        driven = [
+            (each["applied_ns"], each["policy_id"])
             for each in spooled.headers(stand.rover.state_dir)
-            if each["kind"] == "step" and each.get("interventions", 0) & Intervention.FAILOVER
+            if each["kind"] == "step" and each["source"] == "policy"
         ]
     finally:
         stand.close()
     return {
-        name: [1e-6 * (min(ns for ns in stood_in if ns > moment) - moment) for moment in times]
+        name: [
+            1e-6 * (min(ns for ns, policy_id in driven if ns > moment and policy_id != killed) - moment)
+            for moment, killed in times
+        ]
         for name, times in moments.items()
     }
 

@@ -343,6 +343,7 @@ class Assembler:
             policy_weight=float(decision.is_own and behaviour is not None),
             value_weight=float(not is_demonstration),
             cloning_weight=float(is_demonstration),
+            rover_id=first.rover_id,
         )
 
     def _cut(self, stream: _Stream) -> None:

@@ -1,6 +1,6 @@
 """Choose how the encoder is computed while learning: try each way on the run's own network, take the fastest right one.
 
-A way is right where 50 optimiser steps lead to nearly the weights and losses of float32.
+A way is right where 50 optimiser steps lead to nearly the weights and losses of float32 (without TF32).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import math
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainerd.learning.inputs import NO_BFLOAT16, Inputs, Way, architecture
+from trainerd.learning.inputs import NO_BFLOAT16, Inputs, Way, architecture, true_float32
 from trainerd.learning.ppo import ppo_update
 from trainerd.learning.rollout import Rollout
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from trainerd.learning.learner import Learner
     from trainerd.learning.networks import PolicyNetwork
@@ -74,17 +75,25 @@ def chosen(trials: Sequence[Trial]) -> Way:
     return max(right, key=lambda trial: trial.rows_per_s).way if right else Way()
 
 
-def tune(learner: Learner, *, steps: int = STEPS) -> list[Trial]:
-    """Try every way that suits the learner's device; its own weights are left alone. Takes seconds to minutes."""
+def tune(learner: Learner, *, steps: int = STEPS, on_trial: Callable[[], None] = lambda: None) -> list[Trial]:
+    """Try every way that suits the learner's device; its own weights are left alone. Takes seconds to minutes.
+
+    ``on_trial`` is called as each trial begins and after each of its steps. Where float32 itself fails there is nothing
+    to compare with, and no other way is tried.
+    """
     minibatch = CPU_ROWS if learner.device.type == "cpu" else learner.ppo_settings.minibatch
     rollout = _practice(learner, minibatch * MINIBATCHES)
     trials: list[Trial] = []
     reference: _Outcome | None = None
     for way in ways(architecture(learner.device)):
+        on_trial()
+        is_reference = reference is None
         try:
-            outcome = _descend(learner, rollout, way, minibatch, steps)
+            outcome = _descend(learner, rollout, way, minibatch, steps, is_reference=is_reference, on_step=on_trial)
         except Exception as error:  # noqa: BLE001 - a compiler or driver that lacks something: the way is not taken
             trials.append(Trial(way, fault=f"{type(error).__name__}: {error}".splitlines()[0][:200]))
+            if is_reference:
+                break
             continue
         reference = reference or outcome
         differences = (reference.weight_difference(outcome), reference.loss_difference(outcome))
@@ -141,8 +150,20 @@ class _Outcome:
         return max(abs(one - two) / scale for one, two in zip(self.losses, other.losses, strict=True))
 
 
-def _descend(learner: Learner, rollout: Rollout, way: Way, minibatch: int, steps: int) -> _Outcome:
-    """Take the steps in this way on a copy of the network, then some more against the clock."""
+def _descend(
+    learner: Learner,
+    rollout: Rollout,
+    way: Way,
+    minibatch: int,
+    steps: int,
+    *,
+    is_reference: bool,
+    on_step: Callable[[], None],
+) -> _Outcome:
+    """Take the steps in this way on a copy of the network, then some more against the clock.
+
+    A reference's steps are without TF32; its speed is measured as the run would compute.
+    """
     if way.compiled:
         torch.compiler.reset()
     network = copy.deepcopy(learner.network)
@@ -171,11 +192,15 @@ def _descend(learner: Learner, rollout: Rollout, way: Way, minibatch: int, steps
         while True:
             try:
                 next(running)
+                on_step()
             except StopIteration as stop:
                 return stop.value, time.perf_counter() - began
 
-    metrics, _ = update(math.ceil(steps / MINIBATCHES))
+    with true_float32() if is_reference else nullcontext():
+        metrics, _ = update(math.ceil(steps / MINIBATCHES))
     weights = _flat(network)
+    if torch.equal(weights, start):
+        raise ArithmeticError("no step gave a finite gradient")
     epochs = math.ceil(steps / MINIBATCHES / 5)
     _, seconds = update(epochs)
     losses = (metrics.get("policy_loss", math.nan), metrics.get("value_loss", math.nan))

@@ -149,20 +149,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line; a mistake in it ends the process with status 2 before anything is learned."""
     parser = argparse.ArgumentParser(prog="python -m trainerd.learning.gymrun", description=__doc__)
     parser.add_argument("--env", required=True, metavar="ID", help="environment, such as CartPole-v1")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights, exploration and arenas")
-    parser.add_argument("--steps", type=int, metavar="N", help="budget of decisions (default: the recipe's)")
-    parser.add_argument("--environments", type=int, default=ENVIRONMENTS, metavar="N", help="environments side by side")
-    parser.add_argument("--episodes", type=int, default=20, metavar="N", help="unseen arenas of the last figure")
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of weights, exploration and arenas")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="budget of decisions (default: the recipe's)")
+    words = "environments side by side"
+    parser.add_argument("--environments", type=_positive, default=ENVIRONMENTS, metavar="N", help=words)
+    parser.add_argument("--episodes", type=_positive, default=20, metavar="N", help="unseen arenas of the last figure")
     words = "a setting, as in ppo.gamma=0.98 or network.std_start=0.5"
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=words)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--json", type=_writable, metavar="FILE", help="write the figures here")
     options = parser.parse_args(arguments)
     if options.steps is None:
         options.steps = RECIPES[options.env].decisions if options.env in RECIPES else DEFAULT_STEPS
     return options
+
+
+def _count(text: str) -> int:
+    number = _whole(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = _whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _writable(text: str) -> Path:
+    """Return the path of a file that can be written; hours of learning shall not end in an error."""
+    path = Path(text)
+    try:
+        was_there = path.exists()
+        path.open("ab").close()  # what permissions say is not enough: root has them all, /proc takes no file
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: {error.strerror}") from None
+    return path
 
 
 def changes(words: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +15,7 @@ from protocol.transform import LUMA, NEAR_MM
 from trainerd.learning.gather import Gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     import numpy.typing as npt
@@ -177,10 +177,10 @@ class Inputs:
     def features(self, network: PolicyNetwork, places: Places, *, precise: bool) -> Tensor:
         """Return the encoder's features float32[B, f] of places in the loaded rollout's used rows.
 
-        ``precise`` computes in float32, as the robot does; else in the way that was chosen.
+        ``precise`` computes in float32 without TF32, as the robot does; else in the way that was chosen.
         """
         half = None if precise else self._half
-        with self._precision(half):
+        with true_float32() if precise else self._precision(half):
             if not self._transform.planes:
                 features = network.encode(torch.empty((len(places), 0, 0, 0), device=self.device))
             elif self.device.type != "cpu":
@@ -228,6 +228,23 @@ class Inputs:
 
     def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype) if dtype is not None else nullcontext()
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Compute without TF32, which NVIDIA's "float32" convolutions use by default: factors of 10 bits instead of 23.
+
+    The flags are the process's: what other threads compute meanwhile on that GPU is without TF32 too.
+    """
+    holders: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    allowing = [holder for holder in holders if holder.allow_tf32]
+    try:
+        for holder in allowing:
+            holder.allow_tf32 = False
+        yield
+    finally:
+        for holder in allowing:
+            holder.allow_tf32 = True
 
 
 def usable(precision: str, gpu: str) -> str:

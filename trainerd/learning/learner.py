@@ -24,7 +24,7 @@ from trainerd.learning.networks import PolicyNetwork
 from trainerd.learning.normalisers import RunningMoments, discounted_returns
 from trainerd.learning.ppo import ALONE, ExchangeError, copies, ppo_update, restore
 from trainerd.learning.rollout import Rollout
-from trainerd.learning.settings import adapt, kl_target_at, learning_rate_at, std_at
+from trainerd.learning.settings import adapt, kl_target_at, learning_rate_at, lowered, std_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-REMEMBERED_POLICIES = 4
-GAP_ROWS = 64
-FREE_SETTINGS = ("micro_batch",)
+MOST_REMEMBERED = 16
+"""Policies whose weights are kept to compare what drove with."""
+GAP_ROWS, LEAST_GAP_ROWS = 64, 8
+"""Rows of a rollout that are compared, and of each robot at least."""
+FREE_SETTINGS = ("micro_batch", "behaviour_limit", "allow_flat_reward", "staleness_limit")
 """Settings of PPO that may change between a checkpoint and the run that goes on from it."""
 
 
@@ -63,6 +65,8 @@ class UpdateResult:
     """The rollout fitted the input normaliser."""
     refused: tuple[str, ...] = ()
     """Names of alarms for which the learner did not train on it."""
+    suspects: tuple[str, ...] = ()
+    """Robots on which the policy acted otherwise than here; nothing of theirs was learned from."""
     returns: tuple[float, ...] = ()
     """Returns of the episodes that ended in the rollout."""
     successes: int = 0
@@ -181,8 +185,11 @@ class Learner:
             }
         )
 
-    def warm_up(self) -> None:
-        """Compile and load everything that the first update needs, seconds that belong before ``ready``."""
+    def warm_up(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Compile and load everything that the first update needs, seconds that belong before ``ready``.
+
+        ``beat`` is called between ways to compute that are tried: each may take long.
+        """
         if self.ranks is not None:
             self.ranks.start(self)
         rollout = Rollout.allocate(self.robot, self.task, self.transform, 1)
@@ -195,7 +202,7 @@ class Learner:
         with torch.no_grad():
             for precise in (True, False):
                 self.inputs.features(self.network, np.arange(1), precise=precise)
-        self._choose_way()
+        self._choose_way(beat)
 
     def use(self, way: Way) -> None:
         """Compute the encoder in this way from now on."""
@@ -204,9 +211,9 @@ class Learner:
             moments.update({k: _laid_out(v, parameter) for k, v in moments.items()})
         self.inputs.use(way)
 
-    def _choose_way(self) -> None:
+    def _choose_way(self, beat: Callable[[], None] = lambda: None) -> None:
         if not self._is_tuned:
-            self.trials = tune(self)
+            self.trials = tune(self, on_trial=beat)
             self.use(chosen(self.trials))
             self._is_tuned = True
 
@@ -241,18 +248,19 @@ class Learner:
         self._choose_way()
         if rollout.alarms and not self.ppo_settings.allow_flat_reward:
             return self._result(rollout, {}, refused=rollout.alarms)
-        gap = self._behaviour_gap(rollout)
-        if 0.0 < self.ppo_settings.behaviour_limit < gap.get("behaviour_kl", 0.0):
-            return self._result(rollout, gap, refused=("behaviour",))
+        gap, suspects = self._behaviour_gap(rollout)
+        if not self._leave_out(rollout, suspects):
+            return self._result(rollout, gap, refused=("behaviour",), suspects=suspects)
         is_fitting = not self.is_fitted
         if is_fitting:
             self.fit_normaliser(rollout)
+        began_at = self.progress
         self.decisions += rollout.rows
         statistics = {name: each.to_map() for name, each in self._statistics.items()}
         self._fit_statistics(rollout)
         metrics: dict[str, float] = {}
         if not is_fitting or rollout.rows > self.network_settings.normaliser_frames:
-            metrics = yield from self._train(rollout, gap)
+            metrics = yield from self._train(rollout, gap, began_at)
             self.updates += 1
         self._set_std()
         if metrics.get("rolled_back", 0.0) == 0.0:
@@ -261,11 +269,16 @@ class Learner:
         else:
             self._set_statistics(statistics)
         metrics["seconds"] = time.perf_counter() - began
-        return self._result(rollout, metrics, fitted=is_fitting)
+        return self._result(rollout, metrics, fitted=is_fitting, suspects=suspects)
 
     def snapshot(self) -> dict[str, FloatArray]:
         """Copy the network to float32 arrays by name, ``log_std`` among them."""
         return self.network.snapshot()
+
+    def renumber(self, counter: int) -> None:
+        """Call the present weights the policy of another counter, as which they are published."""
+        self.policy_counter = counter
+        self._remember()
 
     def capture(self) -> LearnerState:
         """Return everything that a resumed run needs, as copies on the CPU."""
@@ -307,6 +320,7 @@ class Learner:
         if state.counters["settings_hash"] != self.settings_hash:
             raise LearnerError("settings: the state was saved with other ones; start a new run, or restore them")
         self.network.load_state_dict(state.weights, strict=True)
+        self.optimizer.state.clear()
         for name, parameter in self.network.named_parameters():
             moments = {k.split(":", 1)[1]: v for k, v in state.optimizer.items() if k.split(":", 1)[0] == name}
             if moments:
@@ -327,18 +341,20 @@ class Learner:
         self._remembered.clear()
         self._remember()
 
-    def _train(self, rollout: Rollout, gap: dict[str, float]) -> Generator[None, None, dict[str, float]]:
+    def _train(
+        self, rollout: Rollout, gap: dict[str, float], began_at: float
+    ) -> Generator[None, None, dict[str, float]]:
         progress, settings = self.progress, self.ppo_settings
-        learning_rate = learning_rate_at(settings, self.learning_rate, progress)
+        learning_rate = learning_rate_at(settings, self.learning_rate, began_at)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         cloning = settings.demonstration_weight * (1.0 - progress)
         metrics = yield from self._improve(rollout, cloning if rollout.cloning_weight[: rollout.rows].any() else 0.0)
         std = float(self.network.log_std.detach().exp().mean())
-        if "approx_kl" in metrics:
+        if metrics.get("optimiser_steps"):
             self.learning_rate = adapt(settings, self.learning_rate, metrics["approx_kl"], progress)
         elif metrics["rolled_back"]:
-            self.learning_rate = max(settings.learning_rate_low, self.learning_rate / 2)
+            self.learning_rate = lowered(settings, self.learning_rate, 2.0)
         return {**metrics, **gap, "lr": learning_rate, "kl_target": kl_target_at(settings, progress), "std": std}
 
     def _improve(self, rollout: Rollout, cloning: float) -> Generator[None, None, dict[str, float]]:
@@ -383,8 +399,10 @@ class Learner:
             self._statistics["vector"].add(self.inputs.gather.vectors(rollout, rollout.used))
         if "return" in self._statistics:
             rows = rollout.rows
-            returns = discounted_returns(rollout.reward[:rows], rollout.successor[:rows], self.ppo_settings.gamma)
-            self._statistics["return"].add(returns[:, None])
+            is_own = rollout.cloning_weight[:rows] == 0.0  # what a human was paid says nothing of the policy's returns
+            reward = np.where(is_own, rollout.reward[:rows], np.float32(0.0))
+            returns = discounted_returns(reward, rollout.successor[:rows], self.ppo_settings.gamma)
+            self._statistics["return"].add(returns[is_own, None])
         self._show_statistics()
 
     def _set_statistics(self, statistics: Mapping[str, Any]) -> None:
@@ -398,26 +416,54 @@ class Learner:
             self.network.fit_vector(moments.mean.astype(np.float32), moments.std.astype(np.float32))
 
     @torch.no_grad()
-    def _behaviour_gap(self, rollout: Rollout) -> dict[str, float]:
-        """Compare recorded log-probs with those of the same policy version here: what quantisation or skew did to it.
+    def _behaviour_gap(self, rollout: Rollout) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Compare recorded behaviour with that of the same policy version here: what quantisation or skew did to it.
 
-        Returns ``behaviour_gap`` (mean absolute difference) and ``behaviour_kl`` (of what drove to what is remembered),
-        where a version that drove in the rollout is still remembered.
+        Returns:
+            ``behaviour_gap`` (mean absolute difference of log-probs) and ``behaviour_kl`` (of what drove to what is
+            remembered), each that of the robot where it is worst, nothing where no version is remembered; and the
+            robots that are beyond ``behaviour_limit``.
+
         """
-        counters = rollout.policy_counter[: rollout.rows]
-        is_own = rollout.policy_weight[: rollout.rows] > 0
-        for version in reversed(self._remembered):
-            rows = np.flatnonzero(is_own & (counters == version))[:GAP_ROWS]
+        limit, gaps, suspects = self.ppo_settings.behaviour_limit, [], []
+        share = max(LEAST_GAP_ROWS, GAP_ROWS // max(1, len(rollout.rovers)))
+        used = slice(0, rollout.rows)
+        is_known = np.isin(rollout.policy_counter[used], list(self._remembered)) & (rollout.policy_weight[used] > 0)
+        for place, rover_id in enumerate(rollout.rovers):
+            rows = np.flatnonzero(is_known & (rollout.rover[used] == place))
             if len(rows) == 0:
                 continue
-            mean = self._means_of(self._remembered[version], rollout, rows)
-            log_std = torch.from_numpy(rollout.log_std[rows]).to(self.device)
-            recorded = torch.from_numpy(rollout.log_prob[rows]).to(self.device)
-            ours = self.distribution.log_prob(torch.from_numpy(rollout.u[rows]).to(self.device), mean, log_std)
-            theirs = torch.from_numpy(rollout.mean[rows]).to(self.device)
-            kl = self.distribution.kl(theirs, log_std, mean, log_std).mean()
-            return {"behaviour_gap": float((ours - recorded).abs().mean()), "behaviour_kl": float(kl)}
-        return {}
+            rows = rows[np.unique(np.linspace(0, len(rows) - 1, share).astype(np.int64))]
+            gap, kl = self._gap_of(rollout, rows)
+            gaps.append((gap, kl))
+            if 0.0 < limit < kl:
+                suspects.append(rover_id)
+        worst = [max(each) for each in zip(*gaps, strict=True)]
+        return dict(zip(("behaviour_gap", "behaviour_kl"), worst, strict=False)), tuple(suspects)
+
+    def _gap_of(self, rollout: Rollout, rows: npt.NDArray[np.int64]) -> tuple[float, float]:
+        """Return the mean absolute difference of log-probs, and the mean KL, of some rows."""
+        gap = kl = 0.0
+        for version in np.unique(rollout.policy_counter[rows]):
+            own = rows[rollout.policy_counter[rows] == version]
+            mean = self._means_of(self._remembered[int(version)], rollout, own)
+            u, theirs, log_std, recorded = (
+                torch.from_numpy(column[own]).to(self.device)
+                for column in (rollout.u, rollout.mean, rollout.log_std, rollout.log_prob)
+            )
+            gap += float((self.distribution.log_prob(u, mean, log_std) - recorded).abs().sum())
+            kl += float(self.distribution.kl(theirs, log_std, mean, log_std).sum())
+        return gap / len(rows), kl / len(rows)
+
+    def _leave_out(self, rollout: Rollout, suspects: tuple[str, ...]) -> bool:
+        """Let nothing be learned from what some robots' policies did; return False where nothing else is there."""
+        if not suspects:
+            return True
+        rows = slice(0, rollout.rows)
+        is_theirs = np.isin(rollout.rover[rows], [rollout.rovers.index(name) for name in suspects])
+        for weight in (rollout.policy_weight, rollout.value_weight):
+            weight[rows][is_theirs] = 0.0
+        return bool(rollout.policy_weight[rows].any() or rollout.cloning_weight[rows].any())
 
     def _means_of(self, weights: dict[str, Tensor], rollout: Rollout, rows: npt.NDArray[np.int64]) -> Tensor:
         means = []
@@ -431,7 +477,7 @@ class Learner:
         """Keep the newest policies, so that the recorded behaviour of those can be checked."""
         state = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         self._remembered[self.policy_counter] = state
-        while len(self._remembered) > REMEMBERED_POLICIES:
+        while len(self._remembered) > min(MOST_REMEMBERED, self.ppo_settings.staleness_limit + 1):
             self._remembered.popitem(last=False)
 
     def _set_std(self) -> None:
@@ -439,7 +485,13 @@ class Learner:
             self.network.set_std(std_at(self.network_settings, self.progress))
 
     def _result(
-        self, rollout: Rollout, metrics: dict[str, float], *, fitted: bool = False, refused: tuple[str, ...] = ()
+        self,
+        rollout: Rollout,
+        metrics: dict[str, float],
+        *,
+        fitted: bool = False,
+        refused: tuple[str, ...] = (),
+        suspects: tuple[str, ...] = (),
     ) -> UpdateResult:
         self.marks = rollout.marks
         return UpdateResult(
@@ -450,6 +502,7 @@ class Learner:
             metrics=metrics,
             fitted=fitted,
             refused=refused,
+            suspects=suspects,
             returns=tuple(e.return_ for e in rollout.episodes),
             successes=sum(e.success for e in rollout.episodes),
             steps=dict(rollout.steps),

@@ -178,7 +178,12 @@ def ppo_update(  # noqa: PLR0913 - what an update depends on
         if 0.0 < settings.kl_stop < (now[KL] - last[KL]) / max(now[STEPS] - last[STEPS], 1.0):
             break
     means = dict(zip(MEANS, (totals[: len(MEANS)] / max(now[STEPS], 1.0)).tolist(), strict=True))
-    counts = {"minibatches_skipped": now[LOST], "minibatches_halved": float(descent.halved), "rolled_back": 0.0}
+    counts = {
+        "optimiser_steps": now[STEPS],
+        "minibatches_skipped": now[LOST],
+        "minibatches_halved": float(descent.halved),
+        "rolled_back": 0.0,
+    }
     return {**metrics, **means, **counts, "epochs": float(epochs)}
 
 

@@ -5,21 +5,25 @@ same step. Rank 0 is the learner itself. Rollouts are shared memory that every r
 state go from rank 0 to the others at the start of each update, so that nothing has to be agreed on between two.
 
 A rank that dies or hangs costs the update under way: the learner takes it back and repeats it alone, while the ranks
-are started anew.
+are started anew. Ranks that cannot even be made are given up after a few starts. When the learner's process ends, in
+whatever way, the kernel kills the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import mmap
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -39,11 +43,14 @@ from trainerd.learning.rollout import Rollout
 from trainerd.learning.settings import NetworkSettings, PpoSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from trainerd.learning.learner import Learner
 
-MESSAGE_BYTES = 1 << 18
+READY = b"ready"
+STARTS = 3
+"""Ranks that ended so often, one start after another, before they could take part, would do so for ever."""
+PR_SET_PDEATHSIG = 1
 HANG_S = 120.0
 """Longer than any rank's part of a minibatch: one that has not answered by then hangs."""
 ENDLESS = timedelta(days=30)
@@ -57,6 +64,18 @@ C10D = cast("Any", distributed)
 
 class RanksError(RoverError):
     """Ranks cannot be had as they were asked for."""
+
+
+def check_devices(devices: Sequence[str]) -> None:
+    """Raise RanksError for devices that cannot learn together, or that this machine does not have."""
+    found = [torch.device(name) for name in devices]
+    gpus = [device.index or 0 for device in found if device.type == "cuda"]
+    if gpus and (len(gpus) < len(found) or len(set(gpus)) < len(gpus)):
+        raise RanksError(f"devices {', '.join(devices)}: name CPUs only, or different GPUs such as cuda:0, cuda:1")
+    count = torch.cuda.device_count() if gpus else 0
+    if gpus and max(gpus) >= count:
+        seen = f"{count}, cuda:0 to cuda:{count - 1}" if count else "none"
+        raise RanksError(f"device cuda:{max(gpus)}: torch {torch.__version__} sees these GPUs: {seen}")
 
 
 @dataclass(frozen=True)
@@ -76,10 +95,22 @@ class GroupExchange:
     """The exchange of one rank over a process group of torch.distributed."""
 
     def __init__(
-        self, port: int, name: str, rank: int, world: int, *, device: torch.device, timeout: timedelta
+        self,
+        port: int,
+        name: str,
+        rank: int,
+        world: int,
+        *,
+        device: torch.device,
+        timeout: timedelta,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Meet the other ranks at the store on ``port`` of the loopback; blocks until all are there."""
+        """Meet the other ranks at the store on ``port`` of the loopback; blocks until all are there.
+
+        ``check`` runs before each sum and raises ExchangeError where a rank is known to be gone.
+        """
         self.rank, self.world = rank, world
+        self._check = check
         limit = timedelta(seconds=HANG_S)
         store = C10D.TCPStore("127.0.0.1", port, None, is_master=False, timeout=limit, wait_for_workers=False)
         try:
@@ -89,6 +120,7 @@ class GroupExchange:
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by the sum of all ranks' ones; raises ExchangeError where a rank is gone."""
+        self._check()
         flat = torch.cat([each.detach().reshape(-1) for each in tensors])
         _wait(self._group.allreduce, flat)
         _scatter(flat, tensors)
@@ -109,14 +141,15 @@ class Ranks:
 
     def __init__(self, plan: Plan, *, hang_s: float = HANG_S) -> None:
         """Plan; ``start`` starts the processes. Raises RanksError for a device that cannot be one of several."""
-        kinds = {torch.device(name).type for name in plan.devices}
-        if len(kinds) > 1 or (kinds == {"cuda"} and len(set(plan.devices)) < len(plan.devices)):
-            raise RanksError(
-                f"devices {', '.join(plan.devices)}: name CPUs only, or different GPUs such as cuda:0, cuda:1"
-            )
+        check_devices(plan.devices)
         self.plan = plan
         self.lost = 0
         """Times that ranks had to be started anew."""
+        self.failed = ""
+        """Why there are no other ranks any more, for people; empty while there are some."""
+        self._starts = 0
+        """Starts in a row that ended before all ranks could take part."""
+        self._starter: ThreadPoolExecutor | None = None
         self._hang = timedelta(seconds=hang_s)
         self._store: Any = None
         self._peers: list[_Peer] = []
@@ -149,13 +182,19 @@ class Ranks:
             "threads": self.plan.threads,
         }
         if self._store is None:
-            self._store = C10D.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
+            self._store = _store()
+        if self._starter is None:
+            self._starter = ThreadPoolExecutor(1, "ranks")
+        self._stop()
+        self.failed, self._starts = "", 0
         self._start_anew()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until every rank can take part; raises RanksError after ``timeout_s``."""
+        """Wait until every rank can take part; raises RanksError after ``timeout_s``, or where they were given up."""
         end = time.monotonic() + timeout_s
         while not self.is_ready:
+            if self.failed:
+                raise RanksError(f"ranks: {self.failed}")
             if time.monotonic() > end:
                 raise RanksError(f"ranks: not up after {timeout_s:g} s")
             time.sleep(0.02)
@@ -169,11 +208,11 @@ class Ranks:
         """
         if not self._learner_facts:
             self.start(learner)
-        if self._is_under_way or any(peer.process.poll() is not None for peer in self._peers):
+        if self._is_under_way or any(peer.is_gone for peer in self._peers):
             self.restart()
         if not self.is_ready:
             return ALONE
-        self._is_under_way = True
+        self._is_under_way, self._starts = True, 0
         exchange = self._joined(learner.device)
         key = self._share(rollout)
         scale = learner.inputs.loss_scale
@@ -200,10 +239,17 @@ class Ranks:
         self._is_under_way = False
 
     def restart(self) -> None:
-        """Give up all other ranks and start new ones."""
+        """End all other ranks and start new ones, unless that has failed ``STARTS`` times in a row."""
+        if self.failed:
+            return
         self.lost += 1
+        never = [peer for peer in self._peers if peer.is_gone and not peer.is_ready()]
+        self._starts += bool(never)
         self._stop()
-        self._start_anew()
+        if self._starts >= STARTS:
+            self._give_up(f"rank {never[0].name} ended {STARTS} times before it could take part: {never[0].end_text}")
+        else:
+            self._start_anew()
 
     def close(self) -> None:
         """End the processes and give the shared memory back to the system once nothing uses it."""
@@ -212,13 +258,30 @@ class Ranks:
             os.close(descriptor)
         self._shared.clear()
         self._store = None
+        if self._starter is not None:
+            self._starter.shutdown()
+            self._starter = None
 
     def _start_anew(self) -> None:
         self._is_under_way = False
         self._generation += 1
-        self._peers = [
-            _Peer(rank, device, self._learner_facts) for rank, device in enumerate(self.plan.devices) if rank
-        ]
+        starter = cast("ThreadPoolExecutor", self._starter)
+        try:
+            for rank, device in list(enumerate(self.plan.devices))[1:]:
+                # A thread that lives as long as the ranks: with the one that starts them, the kernel ends them.
+                self._peers.append(starter.submit(_Peer, rank, device, self._learner_facts).result())
+        except OSError as error:  # no process could be had
+            self._stop()
+            self._give_up(f"rank {rank} on {device} cannot be started: {error}")
+
+    def _give_up(self, why: str) -> None:
+        self._is_under_way = False
+        self.failed = f"{why}; one rank learns alone"
+
+    def _check(self) -> None:
+        for peer in self._peers:
+            if peer.is_gone:
+                raise ExchangeError(f"ranks: rank {peer.name} {peer.end_text}")
 
     def _stop(self) -> None:
         for peer in self._peers:
@@ -231,7 +294,10 @@ class Ranks:
             name, world = f"generation-{self._generation}", len(self.plan.devices)
             for peer in self._peers:
                 peer.send({"do": "join", "port": self._store.port, "name": name, "world": world})
-            self._exchange = GroupExchange(self._store.port, name, 0, world, device=device, timeout=self._hang)
+            self._check()
+            self._exchange = GroupExchange(
+                self._store.port, name, 0, world, device=device, timeout=self._hang, check=self._check
+            )
         return self._exchange
 
     def _share(self, rollout: Rollout) -> int:
@@ -252,40 +318,73 @@ class _Peer:
     """Rank 0's end of another rank: its process, and the socket that tells it what to do."""
 
     def __init__(self, rank: int, device: str, facts: Mapping[str, Any]) -> None:
-        """Start the process."""
+        """Start the process; where it cannot be told what to make, it is ended, and so found gone like any other."""
+        self.name = f"{rank} on {device}"
         self.mapped: set[int] = set()
         """Keys of the rollouts that it knows."""
         self._is_ready = False
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "trainerd.learning.ranks", str(theirs.fileno()), str(rank), device]
+            command = [sys.executable, "-m", "trainerd.learning.ranks"]
+            command += [str(theirs.fileno()), str(rank), device, str(os.getpid())]
             environment = {**os.environ, "OMP_NUM_THREADS": str(facts["threads"])}
             # A session of its own: Ctrl-C is for the learner, whose end it sees by itself.
             self.process = subprocess.Popen(
                 command, pass_fds=(theirs.fileno(),), env=environment, start_new_session=True, stdin=subprocess.DEVNULL
             )
-        self.send({"do": "make", **facts})
+        try:
+            self.send({"do": "make", **facts})
+        except ExchangeError:
+            self.process.kill()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process has ended."""
+        return self.process.poll() is not None
+
+    @property
+    def end_text(self) -> str:
+        """How its process ended, for people."""
+        code = self.process.returncode
+        return f"signal {-code}" if code and code < 0 else f"exit status {code}"
 
     def is_ready(self) -> bool:
         """Report whether it said that it has made its network."""
         if not self._is_ready and select.select([self._socket], [], [], 0)[0]:
             with contextlib.suppress(ConnectionError):
-                self._is_ready = self._socket.recv(MESSAGE_BYTES) == b"ready"
+                self._is_ready = self._socket.recv(len(READY)) == READY
         return self._is_ready
 
     def send(self, message: Mapping[str, Any], *descriptors: int) -> None:
-        """Tell it something; raises ExchangeError where it is gone."""
+        """Tell it something; raises ExchangeError where it is gone.
+
+        The message is a file in memory: a robot of many elements needs more than a packet may hold.
+        """
+        letter = os.memfd_create("message")
         try:
-            socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
+            with os.fdopen(letter, "wb", closefd=False) as file:
+                file.write(json.dumps(message).encode())
+            socket.send_fds(self._socket, [b"m"], [letter, *descriptors])
         except OSError as error:
-            if message["do"] != "make":  # else the next update finds it dead and starts it again
-                raise ExchangeError(f"ranks: one is gone: {error}") from error
+            raise ExchangeError(f"ranks: rank {self.name} is gone: {error}") from error
+        finally:
+            os.close(letter)
 
     def end(self) -> None:
         """Kill it: it has nothing to save."""
         self._socket.close()
         self.process.kill()
         self.process.wait()
+
+
+def _store() -> Any:
+    """Make the store where ranks meet, on the loopback: left to itself, torch listens on every interface."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        return C10D.TCPStore(
+            "127.0.0.1", port, None, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
 
 
 def _group(store: Any, rank: int, world: int, device: torch.device, timeout: timedelta) -> Any:
@@ -448,31 +547,42 @@ class _Rank:
 
 
 def main(arguments: list[str]) -> int:
-    """Be a rank: ``ranks SOCKET RANK DEVICE``, started by ``Ranks``; ends with the process that started it."""
-    descriptor, number, device = arguments
+    """Be a rank: ``ranks SOCKET RANK DEVICE PARENT``, started by ``Ranks``; ends with the process that started it."""
+    descriptor, number, device, parent = arguments
+    _end_with(int(parent))
     channel = socket.socket(fileno=int(descriptor))
     rank: _Rank | None = None
     while True:
-        content, descriptors, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, 1)
+        content, descriptors, _, _ = socket.recv_fds(channel, 1, 2)
         if not content:
             return 0
-        message = json.loads(content)
+        with os.fdopen(descriptors[0], "rb") as file:
+            file.seek(0)
+            message = json.load(file)
         what = message.pop("do")
         if what == "make":
             rank = _Rank(int(number), device, message)
-            channel.send(b"ready")
+            channel.send(READY)
             continue
         assert rank is not None  # noqa: S101 - rank 0 says make first
         try:
             if what == "join":
                 rank.join(**message)
             elif what == "map":
-                rank.map(message, descriptors[0])
-                os.close(descriptors[0])
+                rank.map(message, descriptors[1])
+                os.close(descriptors[1])
             else:
                 rank.update(message)
         except ExchangeError:
             return 1  # rank 0 is gone, or another rank is and rank 0 is about to start all anew
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, whatever it waits in by then, such as a GPU."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it ended before the line above
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

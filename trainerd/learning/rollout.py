@@ -39,6 +39,7 @@ class RowDecision:
     """1 where the value is learned, 0 for demonstrations."""
     cloning_weight: float
     """1 for demonstrations, whose ``u`` is the human's."""
+    rover_id: str = ""
 
 
 @dataclass
@@ -74,8 +75,12 @@ class Rollout:
     policy_weight: FloatArray
     value_weight: FloatArray
     cloning_weight: FloatArray
+    rover: npt.NDArray[np.int64]
+    """Place of each row's robot in ``rovers``."""
     rows: int = 0
     final_rows: int = 0
+    rovers: list[str] = field(default_factory=list)
+    """Names of the robots whose decisions are in it."""
     episodes: list[EpisodeResult] = field(default_factory=list)
     alarms: tuple[str, ...] = ()
     """Names of the assembler's alarms at the time it was filled."""
@@ -107,6 +112,7 @@ class Rollout:
             policy_weight=np.zeros(capacity, np.float32),
             value_weight=np.zeros(capacity, np.float32),
             cloning_weight=np.zeros(capacity, np.float32),
+            rover=np.zeros(capacity, np.int64),
         )
 
     def append(self, observation: Observation, decision: RowDecision) -> int:
@@ -119,6 +125,9 @@ class Rollout:
         self.policy_weight[row] = decision.policy_weight
         self.value_weight[row] = decision.value_weight
         self.cloning_weight[row] = decision.cloning_weight
+        if decision.rover_id not in self.rovers:
+            self.rovers.append(decision.rover_id)
+        self.rover[row] = self.rovers.index(decision.rover_id)
         self.successor[row] = OPEN
         self.rows += 1
         return row
@@ -145,6 +154,7 @@ class Rollout:
     def clear(self) -> None:
         """Forget the content, keep the memory."""
         self.rows = self.final_rows = 0
+        self.rovers = []
         self.episodes = []
         self.alarms = ()
         self.steps = Counter()

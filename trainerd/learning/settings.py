@@ -146,10 +146,15 @@ def adapt(settings: PpoSettings, learning_rate: float, kl: float, progress: floa
     if target == 0.0:
         return learning_rate
     if kl > target * settings.kl_band:
-        return max(settings.learning_rate_low, learning_rate / settings.kl_factor)
+        return lowered(settings, learning_rate, settings.kl_factor)
     if kl < target / settings.kl_band:
-        return min(settings.learning_rate_high, learning_rate * settings.kl_factor)
+        return max(learning_rate, min(settings.learning_rate_high, learning_rate * settings.kl_factor))
     return learning_rate
+
+
+def lowered(settings: PpoSettings, learning_rate: float, factor: float) -> float:
+    """Return a learning rate divided by a factor, but not below its bound; one that is below it already stays."""
+    return min(learning_rate, max(settings.learning_rate_low, learning_rate / factor))
 
 
 def std_at(settings: NetworkSettings, progress: float) -> float:

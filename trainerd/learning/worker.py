@@ -188,7 +188,7 @@ class Worker:
             torch.set_num_threads(self._threads)
             began = time.perf_counter()
             warm_up(self.learner.device)
-            self.learner.warm_up()
+            self.learner.warm_up(self.pulse.beat)
             self.is_ready = True
             self._tell(self._callbacks.on_ready, time.perf_counter() - began)
             while not self._stopping.is_set():

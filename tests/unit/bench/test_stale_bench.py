@@ -47,7 +47,19 @@ def test_what_falls_short_is_named():
     assert stale.shortcomings(figures()) == []
     assert stale.shortcomings(figures(**{"stale.k0_decoupled": 90.0})) == []
     assert "K = 8" in stale.shortcomings(figures(**{"stale.k8_plain": 250.0}))[0]
+    assert "K = 32" in stale.shortcomings(figures(**{"stale.k32_decoupled": float("nan")}))[0]
     assert "collapsed" in stale.shortcomings(figures(**{"stale.collapsed_k32_decoupled": 1.0}))[0]
+
+
+@pytest.mark.parametrize(("plain", "is_enough"), [(250.0, False), (199.0, False), (191.0, False), (190.0, True)])
+def test_with_a_delay_decoupled_must_be_5_percent_ahead(plain, is_enough):
+    found = stale.shortcomings(figures(**{"stale.k8_plain": plain}))
+    assert (not found) == is_enough
+
+
+def test_the_verdict_says_how_far_ahead_it_is_and_must_be():
+    said = stale.verdict(figures(**{"stale.k8_plain": 160.0}), 8)
+    assert said == "K = 8: median area of decoupled 200.0, of plain 160.0: +25.0 %, at least +5 % demanded"
 
 
 @pytest.mark.component

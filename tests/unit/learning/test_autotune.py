@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ import torch
 from plugins.encoders import rgbd
 from trainerd.learning import autotune, checkpoint
 from trainerd.learning.autotune import Trial, chosen, table, tune, ways
-from trainerd.learning.inputs import Inputs, LossScale, Way, _encode, usable
+from trainerd.learning.inputs import Inputs, LossScale, Way, _encode, true_float32, usable
 
 pytestmark = pytest.mark.component
 
@@ -66,10 +68,148 @@ def test_a_way_that_fails_is_listed_with_its_reason_and_not_taken(convolutional,
     assert chosen(trials) == Way()
 
 
+def spoil(monkeypatch, spoilt, change):
+    """Put what one way makes of the images through ``change``, while learning."""
+    whole = Inputs.features
+
+    def features(self, network, places, *, precise):
+        found = whole(self, network, places, precise=precise)
+        return change(found) if self.way == spoilt and not precise else found
+
+    monkeypatch.setattr(Inputs, "features", features)
+
+
+WRONG = {
+    "a fifth too large": lambda features: features * 1.2,
+    "twice as large": lambda features: features * 2.0,
+    "of the other sign": lambda features: -features,
+    "zero": torch.zeros_like,
+    "not a number": lambda features: features * float("nan"),
+    "without a gradient": torch.Tensor.detach,
+    "of another row": lambda features: features.roll(1, 0),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_way_whose_features_are_wrong_is_not_taken_however_fast(convolutional, monkeypatch, wrong):
+    spoil(monkeypatch, Way("bfloat16"), WRONG[wrong])
+    trials = tune(convolutional.learner())
+    assert trials[0].is_right
+    assert not trials[1].is_right
+    assert chosen([trials[0], replace(trials[1], rows_per_s=1e9)]) == Way()
+
+
+def refuse(features):
+    raise RuntimeError("no such kernel\nand a long trace")
+
+
+def test_a_way_that_raises_while_it_learns_is_not_taken(convolutional, monkeypatch):
+    spoil(monkeypatch, Way("bfloat16"), refuse)
+    trials = tune(convolutional.learner(), steps=2)
+    assert [trial.fault for trial in trials] == ["", "RuntimeError: no such kernel"]
+    assert chosen(trials) == Way()
+
+
+def test_without_float32_to_compare_with_no_other_way_is_taken(convolutional, monkeypatch):
+    spoil(monkeypatch, Way(), refuse)
+    trials = tune(convolutional.learner(), steps=2)
+    assert trials == [Trial(Way(), fault="RuntimeError: no such kernel")]
+    assert chosen(trials) == Way()
+
+
+def test_a_float32_that_gives_no_numbers_vouches_for_no_other_way(convolutional, monkeypatch):
+    spoil(monkeypatch, Way(), WRONG["not a number"])
+    trials = tune(convolutional.learner(), steps=2)
+    assert trials == [Trial(Way(), fault="ArithmeticError: no step gave a finite gradient")]
+    assert chosen(trials) == Way()
+
+
+def test_every_trial_and_every_step_of_it_shows_that_it_does_not_hang(convolutional, monkeypatch):
+    events = []
+    descend = autotune._descend
+
+    def watched(*words, **more):
+        events.append("trial")
+        return descend(*words, **more)
+
+    monkeypatch.setattr(autotune, "_descend", watched)
+    tune(convolutional.learner(), steps=10, on_trial=lambda: events.append("beat"))
+    second = events.index("trial", 2)
+    assert events[:2] == ["beat", "trial"]
+    assert events[second - 1] == "beat"
+    assert events[2:second].count("beat") > 10
+    assert events[second:].count("beat") > 10
+
+
+def allows_tf32():
+    return [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
+
+
+@pytest.fixture
+def _tf32():
+    """Allow TF32; not with monkeypatch, for one of the two holders has no attribute that could be deleted again."""
+    before = allows_tf32()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("_tf32")
+def test_true_float32_is_without_tf32_and_puts_the_flags_back():
+    with true_float32():
+        assert allows_tf32() == [False, False]
+        with true_float32():
+            assert allows_tf32() == [False, False]
+        assert allows_tf32() == [False, False]
+    assert allows_tf32() == [True, True]
+    with pytest.raises(ZeroDivisionError), true_float32():
+        1 / 0  # noqa: B018 - to raise
+    assert allows_tf32() == [True, True]
+
+
+@pytest.mark.usefixtures("_tf32")
+def test_true_float32_leaves_a_flag_off_that_was_off():
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with true_float32():
+        assert allows_tf32() == [False, False]
+    assert allows_tf32() == [True, False]
+
+
+@pytest.mark.usefixtures("_tf32")
+def test_only_a_precise_pass_and_the_reference_of_the_autotune_are_without_tf32(convolutional, monkeypatch):
+    seen = set()
+    gathered = Inputs._gathered
+
+    def watched(self, *words, **more):
+        seen.add((self.way, *allows_tf32()))
+        return gathered(self, *words, **more)
+
+    monkeypatch.setattr(Inputs, "_gathered", watched)
+    learner = convolutional.learner()
+    learner.inputs.load(convolutional.filled(learner), learner.network)
+    for precise in (True, False):
+        seen.clear()
+        learner.inputs.features(learner.network, np.arange(2), precise=precise)
+        assert seen == {(Way(), *[not precise] * 2)}
+    steps = []
+    whole = Inputs.features
+
+    def features(self, network, places, *, precise):
+        if not precise:
+            steps.append((self.way, *allows_tf32()))
+        return whole(self, network, places, precise=precise)
+
+    monkeypatch.setattr(Inputs, "features", features)
+    tune(learner, steps=10)
+    assert steps[:10] == [(Way(), False, False)] * 10, "what is compared with"
+    assert set(steps[10:]) == {(Way(), True, True), (Way("bfloat16"), True, True)}, "its speed, and the others"
+    assert allows_tf32() == [True, True]
+
+
 def test_auto_chooses_once_and_a_resumed_run_computes_in_the_same_way(convolutional, finish, monkeypatch, tmp_path):
     tries = []
 
-    def tune(learner):
+    def tune(learner, **words):
         tries.append(learner)
         return [Trial(Way("bfloat16", channels_last=True), 1.0, 0.0, 0.0)]
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from protocol.node.config import ConfigError
+from trainerd.learning import gymrun
 from trainerd.learning.drive import FrozenPolicy
-from trainerd.learning.gymrun import changes, evaluate, learned, main, make_run
+from trainerd.learning.gymrun import changes, evaluate, learned, main, make_run, parse
 from trainerd.learning.loop import train
 from trainerd.learning.recipes import RECIPES
 
@@ -110,6 +111,38 @@ def test_the_command_writes_its_figures(tmp_path, capsys):
 def test_a_mistake_in_the_words_ends_with_status_2(words, message, capsys):
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--environments", "0"], "argument --environments: 0 is not positive"),
+        (["--steps", "0"], "argument --steps: 0 is not positive"),
+        (["--steps", "1e6"], "argument --steps: '1e6' is not a whole number"),
+        (["--episodes", "0"], "argument --episodes: 0 is not positive"),
+        (["--episodes", "-3"], "argument --episodes: -3 is not positive"),
+        (["--seed", "-1"], "argument --seed: -1 is negative"),
+        (["--json", "missing/figures.json"], "argument --json: missing/figures.json cannot be written: No such file"),
+        (["--json", "/proc/figures.json"], "argument --json: /proc/figures.json cannot be written: "),
+        (["--json", "."], "argument --json: . cannot be written: Is a directory"),
+    ],
+)
+def test_a_wrong_argument_ends_with_status_2_before_anything_is_made(words, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gymrun, "make_run", pytest.fail)
+    with pytest.raises(SystemExit) as ending:
+        main(["--env", "CartPole-v1", *words])
+    assert ending.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_trying_whether_a_file_can_be_written_leaves_it_as_it_was(tmp_path):
+    new, old = tmp_path / "new.json", tmp_path / "old.json"
+    old.write_text("figures")
+    for path in (new, old):
+        assert parse(["--env", "CartPole-v1", "--json", str(path)]).json == path
+    assert not new.exists()
+    assert old.read_text() == "figures"
 
 
 def test_settings_are_read_as_json_or_text():

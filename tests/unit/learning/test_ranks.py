@@ -1,23 +1,53 @@
 """Several processes, one update: gloo on the loopback."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
+import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from plugins.encoders.blind import build_blind
 from plugins.encoders.cameras import CameraSettings
 from plugins.encoders.column import build_column
 from plugins.encoders.rgbd import build_rgbd
+from plugins.manager import PluginManager
+from protocol.spec import Element
+from trainerd.design import Design
 from trainerd.learning.learner import Learner
 from trainerd.learning.ranks import Plan, Ranks, RanksError
 from trainerd.learning.settings import NetworkSettings, PpoSettings
+from trainerd.settings import Settings
 
 pytestmark = [pytest.mark.component, pytest.mark.timeout(120)]
 
 START_S = 60.0
+LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
+LISTENS = "0A"
+RANK_0 = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from conftest import Toy
+from test_ranks import learner_of
+from trainerd.learning.ranks import Plan, Ranks
+
+toy, ranks = Toy(), Ranks(Plan(("cpu", "cpu"), "blind", {}))
+learner = learner_of(toy, ranks=ranks)
+learner.warm_up()
+ranks.wait(60.0)
+update = learner.update(toy.filled(learner))
+for _ in range(3):
+    next(update)
+print(*ranks.pids, flush=True)
+time.sleep(60.0)
+"""
 
 
 def learner_of(toy, encoder="blind", ranks=None, network=None, **ppo):
@@ -136,8 +166,121 @@ def test_ranks_end_with_the_learners_process(toy, ranked):
     assert process.wait(timeout=20) == 0
 
 
-def test_a_device_that_cannot_be_one_of_several_is_refused():
-    with pytest.raises(RanksError, match="name CPUs only"):
-        Ranks(Plan(("cpu", "cuda:0"), "blind", {}))
-    with pytest.raises(RanksError, match="cuda:0, cuda:0"):
-        Ranks(Plan(("cuda:0", "cuda:0"), "blind", {}))
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [[], [signal.SIGSTOP]], ids=["waiting", "stopped"])
+def test_ranks_end_when_rank_0_is_killed_in_mid_update(first):
+    command = [sys.executable, "-c", RANK_0, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as rank_0:
+        pid = int(rank_0.stdout.readline())
+        for number in first:  # a stopped process sees no socket's end: only the kernel can end it
+            os.kill(pid, number)
+        rank_0.kill()
+    end = time.monotonic() + 5.0
+    while is_running(pid):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_ranks_outlive_the_thread_that_started_them(toy, ranked):
+    ranks = ranked(2)
+    together = learner_of(toy, ranks=ranks)
+    thread = threading.Thread(target=together.warm_up)
+    thread.start()
+    thread.join()
+    ranks.wait(START_S)
+    assert ranks._peers[0].process.poll() is None
+
+
+def test_everything_listens_on_the_loopback_only(toy, finish, ranked):
+    ranks = ranked(2)
+    together = learner_of(toy, ranks=ranks)
+    together.warm_up()
+    ranks.wait(START_S)
+    assert finish(together.update(toy.filled(together))).metrics["ranks"] == 2
+    for pid in (os.getpid(), *ranks.pids):
+        assert set(listening(pid)) <= LOOPBACK
+    assert listening(os.getpid())
+
+
+def listening(pid):
+    """The addresses on which a process waits for connections, as /proc writes them."""
+    links = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()]
+    inodes = {found[1] for found in (re.match(r"socket:\[(\d+)\]", link) for link in links) if found}
+    lines = [line.split() for name in ("tcp", "tcp6") for line in tabled(f"/proc/{pid}/net/{name}")]
+    return [line[1].partition(":")[0] for line in lines if line[3] == LISTENS and line[9] in inodes]
+
+
+def tabled(path):
+    return Path(path).read_text().splitlines()[1:] if Path(path).exists() else []
+
+
+def test_a_robot_of_many_elements_can_be_told(toy, ranked):
+    many = tuple(Element(f"element {number} {'x' * 200}", "m", -1.0, 1.0) for number in range(1200))
+    ranks = ranked(2)
+    learner_of(replace(toy, robot=replace(toy.robot, state=toy.robot.state + many)), ranks=ranks).warm_up()
+    ranks.wait(START_S)
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_be_made_are_given_up(toy, finish, ranked):
+    ranks = ranked(2, "no such encoder")
+    together = learner_of(toy, ranks=ranks)
+    together.warm_up()
+    for lost in (1, 2, 3):
+        assert not ranks.failed
+        ranks._peers[0].process.wait(START_S)
+        metrics = finish(together.update(toy.filled(together))).metrics
+        assert (metrics["ranks"], metrics["rolled_back"], ranks.lost) == (1, 0, lost)
+    assert ranks.failed == (
+        "rank 1 on cpu ended 3 times before it could take part: exit status 1; one rank learns alone"
+    )
+    assert ranks.pids == []
+    assert finish(together.update(toy.filled(together))).metrics["ranks"] == 1
+    with pytest.raises(RanksError, match="rank 1 on cpu"):
+        ranks.wait(0.0)
+
+
+def test_a_rank_that_is_killed_before_it_was_told_is_found_gone(toy, finish, ranked, monkeypatch):
+    monkeypatch.setattr("trainerd.learning.ranks.sys.executable", "/bin/false")
+    ranks = ranked(2)
+    together = learner_of(toy, ranks=ranks)
+    together.warm_up()
+    while not ranks.failed:
+        ranks._peers[0].process.wait(START_S)
+        assert finish(together.update(toy.filled(together))).metrics["ranks"] == 1
+    assert ranks.lost == 3
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        (("cpu", "cuda:0"), "devices cpu, cuda:0: name CPUs only, or different GPUs"),
+        (("cuda:0", "cuda:0"), "devices cuda:0, cuda:0: name CPUs only, or different GPUs"),
+        (("cuda:0", "cuda:1"), "device cuda:1: .* sees these GPUs: 1, cuda:0 to cuda:0"),
+    ],
+)
+def test_devices_that_cannot_learn_together_are_refused_at_the_start(monkeypatch, devices, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RanksError, match=message):
+        Ranks(Plan(devices, "blind", {}))
+    with pytest.raises(RanksError, match=message):
+        Design(replace(Settings(), devices=devices), PluginManager(("encoders",)))
+
+
+def test_two_processors_and_two_gpus_are_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for devices in (("cpu", "cpu"), ("cuda:1", "cuda:0")):
+        Ranks(Plan(devices, "blind", {}))
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(RanksError, match=r"device cuda:1: .* sees these GPUs: none"):
+        Ranks(Plan(("cuda:0", "cuda:1"), "blind", {}))

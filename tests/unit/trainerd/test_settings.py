@@ -9,6 +9,7 @@ from protocol.node.config import ConfigError, validate_table
 from trainerd.ctl import main as trainerctl
 from trainerd.learning.recipes import RECIPES, tables_of
 from trainerd.learning.settings import NetworkSettings, PpoSettings
+from trainerd.start import BudgetError, check_budget
 
 
 def parse(*arguments):
@@ -86,7 +87,13 @@ def test_the_profile_of_an_environment_is_the_general_one_with_its_recipe():
     assert settings.train.decisions == 100_000
     assert settings.ppo.rollout == RECIPES["CartPole-v1"].ppo["rollout"]
     general = parse("--profile", "gym").value
-    assert (general.train.decisions, general.ppo.rollout) == (0, 2048)
+    assert (general.train.decisions, general.ppo.rollout) == (1_000_000, 2048)
+
+
+def test_a_learning_rate_that_falls_over_no_budget_is_refused():
+    with pytest.raises(BudgetError, match=r"train\.decisions, which is 0"):
+        check_budget(parse("--set", "ppo.anneal=true").value)
+    check_budget(parse("--set", "ppo.anneal=true", "--set", "train.decisions=5").value)
 
 
 def test_an_environment_without_a_recipe_is_told_which_there_are():
