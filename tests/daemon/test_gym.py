@@ -31,7 +31,7 @@ class Pair:
         return found["result"]
 
 
-@pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("environment", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.slow)])
 def test_an_environment_is_driven_learned_from_and_evaluated_like_any_robot(site, environment):
     pair = Pair(site, environment)
     status = pair.learned(3)

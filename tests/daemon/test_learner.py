@@ -191,6 +191,7 @@ def test_two_ranks_share_each_update_and_the_death_of_one_costs_at_most_that(sit
     assert steps["lost"] == steps["duplicates"] == unbalanced(steps) == 0
 
 
+@pytest.mark.slow
 def test_row_36_a_policy_that_acts_otherwise_than_it_was_trained_is_measured_and_not_learned_from(site):
     """The rover's runtime answers its golden inputs right, and later adds 0.5 to every mean."""
     installed = site.folder / "installed"

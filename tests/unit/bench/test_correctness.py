@@ -34,6 +34,7 @@ def test_the_median_of_the_seeds_decides(returns, status, tmp_path, monkeypatch)
 
 @pytest.mark.component
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_a_run_too_short_to_learn_is_below_the_bar(tmp_path):
     words = ["--only", "CartPole-v1", "--in-process", "--seeds", "1", "--steps", "1024", "--episodes", "2"]
     assert main([*words, "--output", str(tmp_path)]) == 1

@@ -73,7 +73,7 @@ def until(condition, seconds=20.0):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("is_encrypted", [False, True])
+@pytest.mark.parametrize("is_encrypted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_fleet_drives_survives_a_restart_and_its_account_agrees_with_the_store(is_encrypted):
     port, pair = free_port(), zmq.curve_keypair()
     keys = {name: make_keys(pair[0].decode()) for name in NAMES} if is_encrypted else None

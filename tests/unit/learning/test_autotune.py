@@ -206,6 +206,7 @@ def test_only_a_precise_pass_and_the_reference_of_the_autotune_are_without_tf32(
     assert allows_tf32() == [True, True]
 
 
+@pytest.mark.slow
 def test_auto_chooses_once_and_a_resumed_run_computes_in_the_same_way(convolutional, finish, monkeypatch, tmp_path):
     tries = []
 

@@ -85,7 +85,13 @@ def difference(one, other):
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours if ours[name].size)
 
 
-@pytest.mark.parametrize(("encoder", "cut"), [("column", {}), ("rgbd", {"micro_batch": 2, "learning_rate": 1e-3})])
+@pytest.mark.parametrize(
+    ("encoder", "cut"),
+    [
+        ("column", {}),
+        pytest.param("rgbd", {"micro_batch": 2, "learning_rate": 1e-3}, marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_equal_one_within_1e_6_after_100_optimiser_steps(seeing, finish, ranked, encoder, cut):
     ranks = ranked(2, encoder)
     recipe = {"network": {"normalise_vector": True}, "normalise_reward": True, "minibatch": 7, **cut}
@@ -156,6 +162,7 @@ def test_an_update_that_was_given_up_does_not_confuse_the_next_one(toy, finish, 
     assert finish(together.update(toy.filled(together, seed=2))).metrics["ranks"] == 2
 
 
+@pytest.mark.slow
 def test_ranks_end_with_the_learners_process(toy, ranked):
     ranks = ranked(2)
     together = learner_of(toy, ranks=ranks)
