@@ -17,7 +17,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 PROFILE = ("--profile", "demo", "--update-interval", "64", "--checkpoint-interval", "2", "--port", "0")
 
 
-PLAIN = ("--set", "network.normaliser_frames=32", "--set", "link.curve=false")
+PLAIN = (
+    *("--set", "network.normaliser_frames=32", "--set", "link.curve=false"),
+    *("--set", "ppo.behaviour_limit=0"),  # a rover that makes its records up acts otherwise than any policy
+)
 
 
 class Process:

@@ -27,7 +27,7 @@ class Bench:
     """A training without a link: ``drive`` makes records and hands them over."""
 
     def __init__(self, folder, **train):
-        ppo = PpoSettings(rollout=ROLLOUT, minibatch=16, epochs=2, allow_flat_reward=True)
+        ppo = PpoSettings(rollout=ROLLOUT, minibatch=16, epochs=2, allow_flat_reward=True, behaviour_limit=0.0)
         self.settings = Settings(
             state_dir=folder,
             checkpoint_dir=folder / "checkpoints",
