@@ -36,6 +36,7 @@ def measure(options, folder):
     names = [f"sim-{number:03d}" for number in range(options.rovers)]
     keys = None if options.no_curve else admit(state, names)
     settings = {"train.frozen": not options.learn, "ppo.rollout": 8192, "ppo.minibatch": 512}
+    settings["ppo.behaviour_limit"] = 0.0  # what they act is made up
     OPEN.append(site)
     try:
         trainer = site.trainer({**settings, "link.curve": keys is not None})
