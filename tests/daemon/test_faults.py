@@ -259,7 +259,7 @@ def test_matrix_23_a_second_trainer_of_the_same_folder_does_not_start(world):
 
 def test_rows_11_14_and_27_what_is_stored_is_what_was_sent_with_both_actions_and_stamps(world):
     """The last test of the shared pair: it is stopped by SIGTERM while it drives, and looked through."""
-    world.wait_flowing()
+    world.wait_flowing(110)
     verdict = stop_and_audit(world, world.trainer, world.rover)
     assert verdict.stored > 100
     steps = [each for each in records(world) if each["kind"] == "step"]
