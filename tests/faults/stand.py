@@ -161,7 +161,7 @@ class Stand:
         if not self.rover.is_running:
             return True
         controls = self.children("roverd.control.process")
-        return len(controls) > 1 and not self._killed.intersection(controls)
+        return len(controls) > 1 and not self._killed.intersection([self.rover.pid, *controls])
 
     def kill(self, *pids: int, by: int = signal.SIGKILL) -> None:
         if by == signal.SIGKILL:
